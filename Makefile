@@ -1,0 +1,44 @@
+# Everything a user or CI runs. `make install` is keyed by pyproject.toml: it does nothing while that is unchanged.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed-$(shell sha256sum pyproject.toml | cut -c1-16)
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help install demo test lint bench apt clean
+
+help:
+	@echo "make demo     install, then a server and 5 clients on digits, one of them killed on the way"
+	@echo "make test     install, then ruff, mypy and the whole test suite"
+	@echo "make bench    install, then the benchmarks; results in benchmarks/results/*.json"
+	@echo "make install  only make .venv with the package and everything it can use"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/lightsecagg demo
+
+# Debian's packages are asked for here only: the broker of the MQTT tests.
+apt:
+	@command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || \
+	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mosquitto; }
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: apt lint
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+bench: install
+	$(BIN)/python -m benchmarks.rounds
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

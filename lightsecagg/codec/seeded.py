@@ -1,0 +1,80 @@
+"""Seeded shares: a client chooses U receivers' shares as expansions of seeds and derives its mask from them.
+
+Any U points determine the polynomial, so (mask, shares) has exactly the paper's distribution whichever U
+points are chosen freely (DESIGN §5). Only the N − U derived shares travel at full length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import ParameterError
+from ..field import Elements
+from ..kernels import ModularMatrix
+from ..randomness import expand
+from .lagrange import interpolation_matrix
+from .mask_codec import MaskCodec
+
+
+def seeded_receivers(owner: int, num_clients: int, target_survivors: int) -> tuple[int, ...]:
+    """The U clients whose shares of ``owner``'s mask are seeds: itself and the U − 1 that follow cyclically."""
+    return tuple((owner - 1 + step) % num_clients + 1 for step in range(target_survivors))
+
+
+def derived_receivers(owner: int, num_clients: int, target_survivors: int) -> tuple[int, ...]:
+    """The N − U clients whose shares of ``owner``'s mask are sent whole, in cyclic order."""
+    steps = range(target_survivors, num_clients)
+    return tuple((owner - 1 + step) % num_clients + 1 for step in steps)
+
+
+class Tile(NamedTuple):
+    """Columns [start, stop) of everything that one client's seeds determine."""
+
+    start: int
+    stop: int
+    mask: Elements  # (U − T, stop − start): these columns of the mask's rows
+    shares: Elements  # (N − U, stop − start): these columns of the derived shares, in the receivers' order
+
+
+class SeededShares:
+    """One client's mask and derived shares, computed column tile by column tile.
+
+    Args:
+        codec: the codec of the round.
+        owner: the client's number.
+        seeds: receiver number to 32-byte seed, for exactly the seeded receivers.
+
+    Raises:
+        ParameterError: the seeds are not for the seeded receivers.
+    """
+
+    def __init__(self, codec: MaskCodec, owner: int, seeds: Mapping[int, bytes]) -> None:
+        parameters = codec.parameters
+        numbers = (owner, parameters.num_clients, parameters.target_survivors)
+        receivers = seeded_receivers(*numbers)
+        if set(seeds) != set(receivers):
+            raise ParameterError(f"wanted seeds for the receivers {receivers}, found {sorted(seeds)}")
+        self.receivers = derived_receivers(*numbers)
+        """Whom the rows of a tile's shares are for."""
+        self._codec = codec
+        self._seeds: Sequence[bytes] = [seeds[number] for number in receivers]
+        self._mask_rows = len(codec.mask_points)
+        wanted = [*codec.mask_points, *self.receivers]
+        self._matrix = ModularMatrix(codec.field, interpolation_matrix(codec.field, receivers, wanted))
+
+    def tiles(self, dimension: int, width: int) -> Iterator[Tile]:
+        """The columns in order, ``width`` at a time (the last tile may be narrower)."""
+        length = self._codec.share_length(dimension)
+        for start in range(0, length, width):
+            stop = min(start + width, length)
+            seeded = np.stack([expand(seed, self._codec.field, start, stop) for seed in self._seeds])
+            product = self._matrix.product(seeded)
+            yield Tile(start, stop, product[: self._mask_rows], product[self._mask_rows :])
+
+    def whole(self, dimension: int) -> tuple[Elements, dict[int, Elements]]:
+        """The mask (d,) and the derived shares, receiver to (m,), at once: for tests and small dimensions."""
+        tile = next(self.tiles(dimension, max(1, self._codec.share_length(dimension))))
+        return tile.mask.reshape(-1)[:dimension], dict(zip(self.receivers, tile.shares, strict=True))

@@ -1,0 +1,108 @@
+"""What the machines ask of their caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..errors import AbortReason, Reason
+
+SERVER = 0
+"""The server, where a client number is wanted."""
+
+
+@dataclass(frozen=True)
+class Send:
+    """Deliver ``message`` to client ``to`` (0: the server), in the order in which it was given."""
+
+    to: int
+    message: bytes | memoryview
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Deliver a long output to ``to``; it is computed as it is pulled and may be pulled in another thread."""
+
+    to: int
+    sends: Iterator[Send]
+
+
+class What(StrEnum):
+    """What may happen now, if the caller wants it."""
+
+    SHARING = "sharing"  # client: pull shares() and send them
+    TRAINING = "training"  # client: the model is whole; train, then upload()
+    CLOSE = "close"  # server: only absent clients are missing; deadline() closes the step without them
+    FREEZE = "freeze"  # server: nobody who is there is missing; freeze() fixes the survivor set
+    DECODE = "decode"  # server: finish() yields the result
+
+
+@dataclass(frozen=True)
+class Ready:
+    """``what`` may happen now."""
+
+    what: What
+
+
+@dataclass(frozen=True)
+class StageReached:
+    """Server: the round moved on (for progress and timers)."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class ClientDropped:
+    """Server: the client is out of this round."""
+
+    number: int
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class UploadCompleted:
+    """Server: the client's masked update is in the sum."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class UploadGranted:
+    """Server: the client holds an upload slot under this grant (for ``slot_timeout``)."""
+
+    number: int
+    grant: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The round is over and its sum was decoded."""
+
+
+@dataclass(frozen=True)
+class Aborted:
+    """The round is over without a sum."""
+
+    reason: AbortReason
+
+
+@dataclass(frozen=True)
+class Left:
+    """Client: it is out of the round; what it held of others is erased."""
+
+    reason: Reason
+
+
+Action = (
+    Send
+    | Stream
+    | Ready
+    | StageReached
+    | ClientDropped
+    | UploadCompleted
+    | UploadGranted
+    | Finished
+    | Aborted
+    | Left
+)

@@ -1,0 +1,403 @@
+"""``ClientRound``: a client's side of one secure round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..codec import MaskCodec
+from ..errors import LocalProtocolError, ParameterError, Reason, RemoteProtocolError, UpdateError
+from ..field import Elements, PrimeField
+from ..identity import SIGNATURE_BYTES, Identity, Roster, verify
+from ..labels import ENDORSEMENT
+from ..packing import pack
+from ..parameters import Parameters
+from ..randomness import Entropy, system_entropy
+from ..sealing import PairKeys, RoundKey
+from . import messages as m
+from .actions import SERVER, Action, Finished, Left, Ready, Send, Stream, What
+from .dealing import Dealing
+from .holding import Holding
+from .model import ModelAssembly
+from .terms import (
+    Floors,
+    Run,
+    cohort_digest,
+    cohort_flaw,
+    differing_term,
+    is_signed,
+    make_member,
+    outside_roster,
+    parameters_of,
+    vector_length,
+)
+from .transitions import CLIENT_MOVES, FROM_SERVER, ClientStage, Verdict, judge, move
+from .uploads import OutgoingUpload
+from .wire import encode, from_server, part_elements
+
+
+@dataclass
+class _Running:
+    """What a client has of a round that has begun; dropping it is erasing the round."""
+
+    round: int
+    number: int
+    parameters: Parameters
+    cohort: tuple[m.Member, ...]
+    digest: bytes
+    dealing: Dealing
+    holding: Holding
+    assembly: ModelAssembly
+    is_dealt: bool = False
+    upload: OutgoingUpload | None = None
+    signed: frozenset[int] | None = None
+
+
+class ClientRound:
+    """One client, one round, one mask, one update. Not thread-safe; the iterators it gives own their data and
+    may be pulled in another thread.
+
+    Whatever the server says is checked against the client's own settings (DESIGN §3, promise 4); on a breach
+    the client leaves the round with a reason and erases what it holds.
+
+    Args:
+        identity: the client's long-term key pair.
+        rank: its name in the run.
+        run: the run's id and nonce.
+        terms: what it has configured and every client must have alike.
+        floors: what it demands of a round.
+        roster: who may take part; None for an open run.
+        sequence: number of this round key, unique in the run.
+        after_round: the highest round number seen so far.
+        entropy: source of every secret.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        rank: int,
+        run: Run,
+        terms: m.Terms,
+        *,
+        floors: Floors | None = None,
+        roster: Roster | None = None,
+        sequence: int = 0,
+        after_round: int = 0,
+        entropy: Entropy = system_entropy,
+    ) -> None:
+        self._identity = identity
+        self._run = run
+        self._terms = terms
+        self._floors = floors or Floors()
+        self._roster = roster
+        self._entropy = entropy
+        self._round_key: RoundKey | None = RoundKey(entropy)
+        self._stage = ClientStage.KEYED
+        self._after_round = after_round
+        self._length = vector_length(terms)
+        self._running: _Running | None = None
+        self._unsent: Elements | None = None
+        self.member = make_member(identity, run, rank, sequence, self._round_key.public)
+        """The client's entry in a cohort: what it publishes ahead of the round."""
+        self.round_number: int | None = None
+        """The round's number, once it has begun."""
+        self.late_messages = 0
+        """Messages that came too late and were ignored."""
+
+    def __repr__(self) -> str:
+        return f"ClientRound(rank={self.member.rank}, round={self.round_number}, stage={self._stage.value})"
+
+    @property
+    def stage(self) -> ClientStage:
+        """Where the round stands here."""
+        return self._stage
+
+    @property
+    def model(self) -> bytes:
+        """The global model, once ``Ready(TRAINING)`` was given.
+
+        Raises:
+            LocalProtocolError: it is not whole yet.
+        """
+        if self._running is None or self._running.assembly.model is None:
+            raise LocalProtocolError("no model: it is there from Ready(TRAINING) to the end of the round")
+        return self._running.assembly.model
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether ``upload()`` may be called: the shares were pulled to their end, and no update was given."""
+        return self._running is not None and self._running.dealing.has_mask
+
+    def round_key(self) -> Send:
+        """What tells the server this client's key, ahead of the round."""
+        member = self.member
+        return Send(SERVER, encode(m.RoundKeyMessage(member.sequence, member.key, member.signature)))
+
+    def receive(self, message: bytes | memoryview) -> list[Action]:
+        """Take a message of the server; what it cannot have sent makes the client leave."""
+        try:
+            decoded = from_server(message)
+            if not self._concerns(decoded) or judge(FROM_SERVER, self._stage, decoded) is Verdict.LATE:
+                self.late_messages += 1
+                return []
+            return self._take(decoded)
+        except RemoteProtocolError as error:
+            return self.leave(error.reason)
+
+    def shares(self) -> Iterator[Send]:
+        """The client's shares for the others, computed as they are pulled; once, after ``Ready(SHARING)``.
+
+        Raises:
+            LocalProtocolError: not now, or not again.
+        """
+        running = self._running
+        if running is None or running.is_dealt:
+            raise LocalProtocolError("shares() is for once, after Ready(SHARING)")
+        running.is_dealt = True
+        return (
+            Send(SERVER, encode(message))
+            for message in running.dealing.messages(lambda: self._stage is not ClientStage.SHARING)
+        )
+
+    def upload(self, update: Elements) -> Iterator[Send]:
+        """Hand over the one update of this round; its parts follow as a ``Stream`` when a grant comes.
+
+        Args:
+            update: (d + 1,) uint32, as ``FixedPoint.quantize`` gives it. It must not change afterwards.
+
+        Raises:
+            LocalProtocolError: the round is not running, an update was given before, or ``shares()`` was not
+                pulled to its end.
+            UpdateError: the update has another shape or type.
+        """
+        running = self._running
+        if running is None or running.upload is not None:
+            raise LocalProtocolError("upload() is for once, while the round runs")
+        if update.shape != (self._length,) or update.dtype != np.uint32:
+            raise UpdateError(
+                f"wanted uint32 of shape ({self._length},), found {update.dtype} of shape {update.shape}"
+            )
+        field = PrimeField(self._terms.order)
+        if not field.contains(update):
+            raise UpdateError(f"an element of the update is not below the order {field.order}")
+        mask = running.dealing.take_mask()
+        number = running.round
+        running.upload = OutgoingUpload(
+            update,
+            lambda vector: field.add(vector, mask),
+            part_elements(field),
+            lambda piece: pack(field, piece),
+            lambda grant, index, data: m.MaskedUpdate(number, grant, index, data),
+        )
+        return iter([Send(SERVER, encode(m.UpdateReady(number)))])
+
+    def reclaim(self) -> Elements | None:
+        """After the round: the update, if no part of it ever left, for use in another round; else None."""
+        unsent, self._unsent = self._unsent, None
+        return unsent
+
+    def leave(self, reason: Reason) -> list[Action]:
+        """Leave the round, telling the server why, and erase what is held."""
+        if self._stage is ClientStage.OVER:
+            return []
+        actions: list[Action] = [Left(reason)]
+        if self.round_number is not None:
+            actions.insert(0, Send(SERVER, encode(m.Leave(self.round_number, reason))))
+        self._end()
+        return actions
+
+    def _concerns(self, message: m.FromServer) -> bool:
+        """Whether a message is of this round; one of an older round is late, one of a later round illegal."""
+        number = m.round_of(message)
+        if self.round_number is None:
+            return isinstance(message, m.RoundStart) or number is None or number > self._after_round
+        return number is None or number >= self.round_number
+
+    def _take(self, message: m.FromServer) -> list[Action]:
+        if isinstance(message, m.RoundStart):
+            return self._start(message)
+        running = self._running
+        if running is None or m.round_of(message) != running.round:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a message of a round that did not begin")
+        match message:
+            case m.ModelPart():
+                running.assembly.take(message.index, message.data)
+                return [Ready(What.TRAINING)] if running.assembly.complete() else []
+            case m.SealedSeed():
+                running.holding.take_seed(message.mask.client, message.data)
+                return []
+            case m.EncodedMask():
+                if message.receiver != running.number:
+                    raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share for somebody else")
+                running.holding.take_part(message.mask.client, message.index, message.data)
+                return []
+            case m.ReportShares():
+                return self._report(running)
+            case m.Candidates():
+                self._stage = move(CLIENT_MOVES, self._stage, ClientStage.CANDIDATES)
+                return []
+            case m.UploadGrant():
+                if running.upload is None:
+                    raise RemoteProtocolError(
+                        Reason.PROTOCOL_VIOLATION, "a grant before the update was ready"
+                    )
+                return [Stream(SERVER, running.upload.parts(message.grant))]
+            case m.SurvivorSet():
+                return self._endorse(running, message)
+            case m.Certificate():
+                return self._answer(running, message)
+            case m.RoundEnd():
+                self._end()
+                return [Finished()]
+            case _:  # pragma: no cover - `judge` lets nothing else through
+                raise AssertionError(message)
+
+    def _start(self, start: m.RoundStart) -> list[Action]:
+        self.round_number = start.round
+        parameters = self._check_start(start)
+        digest = cohort_digest(self._run, start)
+        number = start.cohort.index(self.member) + 1
+        keys = self._agree(start, digest, number)
+        codec = MaskCodec(PrimeField(self._terms.order), parameters)
+        name = m.MaskName(number, start.round, 0)
+        dealing = Dealing(codec, name, self._length, keys, self._entropy)
+        holding = Holding(codec, number, self._length, keys)
+        holding.keep_own(dealing.own_seed)
+        assembly = ModelAssembly(start.model_length, start.model_hash)
+        self._running = _Running(
+            start.round, number, parameters, start.cohort, digest, dealing, holding, assembly
+        )
+        self._stage = move(CLIENT_MOVES, self._stage, ClientStage.SHARING)
+        actions: list[Action] = [Ready(What.SHARING)]
+        if assembly.complete():
+            actions.append(Ready(What.TRAINING))
+        return actions
+
+    def _check_start(self, start: m.RoundStart) -> Parameters:
+        """Promises 3, 4 and 6: whatever protects this client is its own configuration's."""
+        if start.round <= self._after_round:
+            raise RemoteProtocolError(
+                Reason.STALE_ROUND, f"round {start.round} is not above {self._after_round}"
+            )
+        if (name := differing_term(self._terms, start.terms)) is not None:
+            raise RemoteProtocolError(Reason.TERMS_DIFFER, f"the server's {name} is not this client's")
+        try:
+            parameters = parameters_of(start)
+            MaskCodec(PrimeField(start.terms.order), parameters)
+        except ParameterError as error:
+            raise RemoteProtocolError(Reason.BAD_COHORT, str(error)) from None
+        floors = self._floors
+        if (
+            parameters.num_clients < floors.min_clients
+            or parameters.privacy_threshold < floors.min_privacy_threshold
+            or (floors.unique_survivor_set and not parameters.unique_survivor_set)
+            or start.model_length > floors.max_model_bytes
+        ):
+            raise RemoteProtocolError(Reason.BELOW_FLOOR, "the round is below this client's floors")
+        if (flaw := cohort_flaw(start.cohort)) is not None:
+            raise RemoteProtocolError(Reason.BAD_COHORT, flaw)
+        if self.member not in start.cohort:
+            raise RemoteProtocolError(Reason.NOT_MY_KEY, "the cohort lacks this client's unspent key")
+        if not all(is_signed(member, self._run) for member in start.cohort):
+            raise RemoteProtocolError(Reason.BAD_SIGNATURE, "a round key is not signed by its identity")
+        if self._roster is not None and outside_roster(start.cohort, self._roster):
+            raise RemoteProtocolError(Reason.UNKNOWN_IDENTITY, "someone in the cohort is not in the roster")
+        return parameters
+
+    def _agree(self, start: m.RoundStart, digest: bytes, own: int) -> dict[int, PairKeys]:
+        round_key, self._round_key = self._round_key, None
+        assert round_key is not None
+        try:
+            return {
+                number: round_key.agree(member.key, digest, start.round, own, number)
+                for number, member in enumerate(start.cohort, start=1)
+                if number != own
+            }
+        except ValueError:
+            raise RemoteProtocolError(Reason.BAD_COHORT, "a round key is no usable X25519 key") from None
+
+    def _report(self, running: _Running) -> list[Action]:
+        self._stage = move(CLIENT_MOVES, self._stage, ClientStage.REPORTED)
+        held = m.bitmap(running.holding.held, running.parameters.num_clients)
+        return [Send(SERVER, encode(m.SharesHeld(running.round, held)))]
+
+    def _endorse(self, running: _Running, message: m.SurvivorSet) -> list[Action]:
+        survivors = _check_survivors(running, message.survivors)
+        if running.signed is not None:
+            return []
+        self._stage = move(CLIENT_MOVES, self._stage, ClientStage.ENDORSED)
+        running.signed = survivors
+        signature = self._identity.sign(ENDORSEMENT, running.digest, message.survivors)
+        return [Send(SERVER, encode(m.Endorse(running.round, signature)))]
+
+    def _answer(self, running: _Running, certificate: m.Certificate) -> list[Action]:
+        survivors = _check_survivors(running, certificate.survivors)
+        _check_certificate(running, certificate)
+        if self._stage is ClientStage.ANSWERED:
+            return []
+        running.signed = survivors
+        self._stage = move(CLIENT_MOVES, self._stage, ClientStage.ANSWERED)
+        number = running.round
+        parts = running.holding.answer(survivors)
+        return [
+            Stream(
+                SERVER,
+                (
+                    Send(SERVER, encode(m.AggregateEncodedMask(number, index, memoryview(data))))
+                    for index, data in enumerate(parts)
+                ),
+            )
+        ]
+
+    def _end(self) -> None:
+        """Erase the round: the server may have kept every ciphertext."""
+        if self._running is not None:
+            self._running.holding.erase()
+            if self._running.upload is not None:
+                self._unsent = self._running.upload.close()
+        self._running = self._round_key = None
+        self._stage = ClientStage.OVER
+
+
+def _check_survivors(running: _Running, bits: bytes) -> frozenset[int]:
+    """The one survivor set that this client may stand for: large enough, held, and never a second one."""
+    survivors = m.members(bits, running.parameters.num_clients)
+    if survivors is None:
+        raise RemoteProtocolError(Reason.BAD_SURVIVOR_SET, "the survivor set is no set of this cohort")
+    if running.signed is not None:
+        if survivors != running.signed:
+            raise RemoteProtocolError(Reason.SECOND_SURVIVOR_SET, "another survivor set than the signed one")
+        return survivors
+    uploaded = running.upload is not None and running.upload.is_whole
+    if (
+        len(survivors) < running.parameters.target_survivors
+        or not survivors <= running.holding.held
+        or (running.number in survivors and not uploaded)
+    ):
+        raise RemoteProtocolError(
+            Reason.BAD_SURVIVOR_SET, "the survivor set is too small, or names what this client cannot confirm"
+        )
+    return survivors
+
+
+def _check_certificate(running: _Running, certificate: m.Certificate) -> None:
+    endorsers = m.members(certificate.endorsers, running.parameters.num_clients)
+    size = SIGNATURE_BYTES
+    if (
+        endorsers is None
+        or len(endorsers) != running.parameters.target_survivors
+        or len(certificate.signatures) != size * len(endorsers)
+        or not all(
+            verify(
+                running.cohort[endorser - 1].identity,
+                certificate.signatures[place * size : (place + 1) * size],
+                ENDORSEMENT,
+                running.digest,
+                certificate.survivors,
+            )
+            for place, endorser in enumerate(sorted(endorsers))
+        )
+    ):
+        raise RemoteProtocolError(Reason.BAD_CERTIFICATE, "the certificate lacks U valid signatures")

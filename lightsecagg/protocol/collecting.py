@@ -1,0 +1,164 @@
+"""The server's tallies: whose shares went through, who answered, and the decoding of the sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..codec import MaskCodec
+from ..codec.seeded import derived_receivers, seeded_receivers
+from ..errors import Reason, RemoteProtocolError
+from ..field import Elements
+from ..packing import unpack
+from ..quantize import FixedPoint
+from ..randomness import SEED_BYTES
+from ..sealing import TAG_BYTES
+from .actions import Send
+from .messages import EncodedMask, MaskName, SealedSeed, SealedSeeds
+from .wire import encode, part_count, part_elements, part_length
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round yields.
+
+    Attributes:
+        mean: (d,) float64, the weighted mean of the survivors' updates; zeros where ``total_weight`` is 0.
+        total_weight: Σ n_i over the survivors.
+        survivors: S, ascending client numbers.
+    """
+
+    mean: npt.NDArray[np.float64]
+    total_weight: int
+    survivors: tuple[int, ...]
+
+
+class ShareTally:
+    """Which shares passed through the server; it relays them and cannot read them.
+
+    Args:
+        codec: the round's codec.
+        version: the round's number.
+        length: coordinates that each mask hides.
+    """
+
+    def __init__(self, codec: MaskCodec, version: int, length: int) -> None:
+        self._parameters = codec.parameters
+        self._version = version
+        self._width = codec.field.element_bytes
+        self._columns = codec.share_length(length)
+        self._part = part_elements(codec.field)
+        self._seeded: set[int] = set()
+        self._passed: dict[int, dict[int, int]] = {}
+        self._left: dict[int, int] = {}
+
+    def is_all(self, sender: int) -> bool:
+        """Whether every share of ``sender`` went through."""
+        return sender in self._seeded and self._left.get(sender, 0) == 0
+
+    def relay_seeds(self, sender: int, message: SealedSeeds) -> list[Send]:
+        """Split ``sender``'s seeds by receiver.
+
+        Raises:
+            RemoteProtocolError: another's name, a wrong length, or seeds that came before.
+        """
+        self._check_name(sender, message.mask)
+        if sender in self._seeded:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "seeds came twice")
+        numbers = (sender, self._parameters.num_clients, self._parameters.target_survivors)
+        receivers = seeded_receivers(*numbers)[1:]
+        size = SEED_BYTES + TAG_BYTES
+        if len(message.data) != size * len(receivers):
+            raise RemoteProtocolError(Reason.BAD_LENGTH, "sealed seeds of a wrong length")
+        self._seeded.add(sender)
+        others = derived_receivers(*numbers)
+        self._passed[sender] = dict.fromkeys(others, 0)
+        self._left[sender] = len(others) * part_count(self._columns, self._part)
+        return [
+            Send(receiver, encode(SealedSeed(message.mask, message.data[place * size : (place + 1) * size])))
+            for place, receiver in enumerate(receivers)
+        ]
+
+    def relay_part(self, sender: int, message: EncodedMask, raw: bytes | memoryview) -> Send:
+        """Pass one sealed part on, as the bytes that came.
+
+        Raises:
+            RemoteProtocolError: another's name, an unexpected receiver, or a part out of order or of a wrong
+                length.
+        """
+        self._check_name(sender, message.mask)
+        index = self._passed.get(sender, {}).get(message.receiver)
+        if index is None or message.index != index or index >= part_count(self._columns, self._part):
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share's part that does not come next")
+        wanted = part_length(self._columns, self._part, index) * self._width + TAG_BYTES
+        if len(message.data) != wanted:
+            raise RemoteProtocolError(Reason.BAD_LENGTH, "a share's part of a wrong length")
+        self._passed[sender][message.receiver] += 1
+        self._left[sender] -= 1
+        return Send(message.receiver, raw)
+
+    def _check_name(self, sender: int, name: MaskName) -> None:
+        if name != MaskName(sender, self._version, 0):
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share under another mask's name")
+
+
+class Answers:
+    """Aggregate encoded masks as they come in, and what they decode to.
+
+    Args:
+        codec: the round's codec.
+        length: coordinates of the masks.
+    """
+
+    def __init__(self, codec: MaskCodec, length: int) -> None:
+        self._codec = codec
+        self._length = length
+        self._columns = codec.share_length(length)
+        self._part = part_elements(codec.field)
+        self._parts: dict[int, list[Elements]] = {}
+
+    @property
+    def whole(self) -> frozenset[int]:
+        """Whose answers are here, every part of them."""
+        count = part_count(self._columns, self._part)
+        return frozenset(number for number, parts in self._parts.items() if len(parts) == count)
+
+    def take(self, number: int, index: int, data: memoryview) -> None:
+        """The next part of a client's answer.
+
+        Raises:
+            RemoteProtocolError: it does not come next, or its length or range is wrong.
+        """
+        parts = self._parts.setdefault(number, [])
+        if index != len(parts) or index >= part_count(self._columns, self._part):
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a part of an answer out of order")
+        parts.append(unpack(self._codec.field, data, part_length(self._columns, self._part, index)))
+
+    def forget(self, number: int) -> None:
+        """Drop what came of an answer that will not be whole."""
+        if number not in self.whole:
+            self._parts.pop(number, None)
+
+    def decode(self) -> Elements:
+        """Σ_{i∈S} z_i, (length,) uint32, from the first U whole answers."""
+        shares = {number: np.concatenate(self._parts[number]) for number in self.whole}
+        return self._codec.decode(shares, self._length)
+
+
+def unmask(
+    codec: MaskCodec,
+    quantizer: FixedPoint,
+    masked_sum: npt.NDArray[np.uint64],
+    mask_sum: Elements,
+    survivors: frozenset[int],
+) -> RoundResult:
+    """The weighted mean out of the sum of masked updates and the sum of their masks.
+
+    Raises:
+        SumOutOfRangeError: what comes out cannot be a sum of honest updates.
+    """
+    total = codec.field.subtract(codec.field.reduce(masked_sum), mask_sum)
+    mean, total_weight = quantizer.dequantize(codec.field, total, len(survivors))
+    return RoundResult(mean, total_weight, tuple(sorted(survivors)))

@@ -1,0 +1,102 @@
+"""A client's shares of its own mask, as sealed parts on their way to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from ..codec import MaskCodec, SeededShares
+from ..codec.seeded import seeded_receivers
+from ..errors import LocalProtocolError
+from ..field import Elements
+from ..labels import KIND_ELEMENTS, KIND_SEED
+from ..packing import pack
+from ..randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy
+from ..sealing import PairKeys, seal
+from .messages import EncodedMask, MaskName, SealedSeeds
+from .wire import part_count, part_elements
+
+
+class Dealing:
+    """One mask, dealt once. It owns its data, so it may be pulled in another thread.
+
+    Args:
+        codec: the round's codec.
+        name: whose mask it is, of which round.
+        length: coordinates that the mask hides.
+        keys: the pair keys with every other client of the cohort.
+        entropy: source of the seeds.
+    """
+
+    def __init__(
+        self, codec: MaskCodec, name: MaskName, length: int, keys: Mapping[int, PairKeys], entropy: Entropy
+    ) -> None:
+        self._codec = codec
+        self._name = name
+        self._length = length
+        self._keys = keys
+        self._mask: Elements | None = None
+        parameters = codec.parameters
+        receivers = seeded_receivers(name.client, parameters.num_clients, parameters.target_survivors)
+        self._seeds = {receiver: entropy(SEED_BYTES) for receiver in receivers}
+
+    @property
+    def own_seed(self) -> bytes:
+        """The share that the owner keeps for itself."""
+        return self._seeds[self._name.client]
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the mask is whole and was not taken."""
+        return self._mask is not None
+
+    def take_mask(self) -> Elements:
+        """Hand the mask over, once: (length,) uint32.
+
+        Raises:
+            LocalProtocolError: the shares were not pulled to their end, or the mask was taken before.
+        """
+        if self._mask is None:
+            raise LocalProtocolError("no mask: pull shares() to its end first, and upload once")
+        mask, self._mask = self._mask, None
+        return mask
+
+    def messages(self, unwanted: Callable[[], bool]) -> Iterator[SealedSeeds | EncodedMask]:
+        """Everything that goes out: the seeds at once, then the derived shares part by part.
+
+        Args:
+            unwanted: whether the round has moved on, so that what is left need not be sent.
+        """
+        seeds = b"".join(
+            seal(self._keys[receiver].outgoing, 0, True, seed, KIND_SEED, SEED_BYTES)
+            for receiver, seed in self._seeds.items()
+            if receiver != self._name.client
+        )
+        yield SealedSeeds(self._name, memoryview(seeds))
+        field = self._codec.field
+        shares = SeededShares(self._codec, self._name.client, self._seeds)
+        columns = self._codec.share_length(self._length)
+        part = part_elements(field)
+        last = part_count(columns, part) - 1
+        total = columns * field.element_bytes
+        rows = len(self._codec.mask_points)
+        mask = np.empty((rows, columns), dtype=np.uint32)
+        pending: list[Elements] = []
+        for tile in shares.tiles(self._length, BLOCK_ELEMENTS):
+            mask[:, tile.start : tile.stop] = tile.mask
+            if not shares.receivers:
+                continue
+            if unwanted():
+                return
+            pending.append(tile.shares)
+            if tile.stop % part and tile.stop != columns:
+                continue
+            index = tile.start // part
+            for receiver, row in zip(shares.receivers, np.concatenate(pending, axis=1), strict=True):
+                key = self._keys[receiver].outgoing
+                sealed = seal(key, index, index == last, pack(field, row), KIND_ELEMENTS, total)
+                yield EncodedMask(self._name, receiver, index, memoryview(sealed))
+            pending.clear()
+        self._mask = mask.reshape(-1)[: self._length]
+        self._seeds.clear()

@@ -1,0 +1,505 @@
+"""``ServerRound``: the server's side of one secure round."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import Enum, auto
+
+import numpy as np
+
+from ..codec import MaskCodec
+from ..errors import (
+    AbortReason,
+    LocalProtocolError,
+    ParameterError,
+    Reason,
+    RemoteProtocolError,
+    RoundAborted,
+)
+from ..field import PrimeField
+from ..identity import verify
+from ..labels import ENDORSEMENT
+from ..packing import unpack
+from ..parameters import Parameters
+from ..quantize import SumOutOfRangeError
+from . import messages as m
+from .actions import Aborted, Action, ClientDropped, Finished, Ready, Send, StageReached, What
+from .collecting import Answers, RoundResult, ShareTally, unmask
+from .cover import settle
+from .model import model_stream
+from .terms import Run, cohort_digest, cohort_flaw, quantizer_of, vector_length
+from .transitions import (
+    FROM_CLIENT,
+    PHASE_OF,
+    SERVER_MOVES,
+    Phase,
+    ServerStage,
+    Verdict,
+    judge,
+    move,
+)
+from .uploads import UploadDesk
+from .wire import encode, from_client, part_elements
+
+
+class Presence(Enum):
+    """Where a client is."""
+
+    UP = auto()
+    AWAY = auto()
+    GONE = auto()
+
+
+class ServerRound:
+    """One server, one round. Not thread-safe; the streams it gives own their data and may be pulled in another
+    thread.
+
+    It has no time: the caller says ``deadline()`` when a stage has lasted long enough, and ``away``, ``back``
+    and ``lose`` when a client's link breaks, resumes or is given up. Every call tells what to do next; a stage
+    that fewer than U clients can still finish aborts at once.
+
+    Args:
+        run: the run's id and nonce.
+        round_number: above every number used in the run.
+        parameters: N, U, T.
+        terms: what all clients have configured alike.
+        cohort: the clients' entries, ranks ascending; client numbers are the places from 1.
+        model: the global model, opaque.
+        upload_slots: masked updates that may be on their way at a time.
+
+    Raises:
+        ParameterError: the numbers, the field and the cohort do not fit together.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        round_number: int,
+        parameters: Parameters,
+        terms: m.Terms,
+        cohort: Sequence[m.Member],
+        model: bytes = b"",
+        *,
+        upload_slots: int = 4,
+    ) -> None:
+        if len(cohort) != parameters.num_clients:
+            raise ParameterError(
+                f"wanted N = {parameters.num_clients} clients in the cohort, found {len(cohort)}"
+            )
+        if (flaw := cohort_flaw(cohort)) is not None:
+            raise ParameterError(f"the cohort is malformed: {flaw}")
+        self.parameters = parameters
+        self.round_number = round_number
+        self._quantizer = quantizer_of(terms)
+        field = PrimeField(terms.order)
+        self._quantizer.check(field, parameters.num_clients)
+        self._codec = MaskCodec(field, parameters)
+        self._model = model
+        self._start = m.RoundStart(
+            round_number,
+            terms,
+            parameters.target_survivors,
+            parameters.privacy_threshold,
+            tuple(cohort),
+            len(model),
+            hashlib.sha256(model).digest(),
+        )
+        self._digest = cohort_digest(run, self._start)
+        self._stage = ServerStage.SHARING
+        self._presence = dict.fromkeys(range(1, parameters.num_clients + 1), Presence.UP)
+        length = vector_length(terms)
+        self._tally = ShareTally(self._codec, round_number, length)
+        self._reports: dict[int, frozenset[int]] = {}
+        self._candidates: frozenset[int] = frozenset()
+        self._desk = UploadDesk(
+            round_number,
+            length,
+            part_elements(field),
+            lambda data, count: unpack(field, data, count),
+            np.zeros(length, dtype=np.uint64),
+            upload_slots,
+        )
+        self._survivors: frozenset[int] = frozenset()
+        self._signatures: dict[int, bytes] = {}
+        self._answers = Answers(self._codec, length)
+        self._offered: set[What] = set()
+        self._abort_reason: AbortReason | None = None
+        self._result: RoundResult | None = None
+        self.late_messages = 0
+        """Messages that came too late and were ignored."""
+
+    def __repr__(self) -> str:
+        return f"ServerRound(round={self.round_number}, stage={self._stage.value})"
+
+    # What the caller may ask.
+
+    @property
+    def stage(self) -> ServerStage:
+        """Where the round stands, step by step."""
+        return self._stage
+
+    @property
+    def phase(self) -> Phase:
+        """Where the round stands: COLLECT, ENDORSE, RECOVER, DONE or ABORTED."""
+        return PHASE_OF[self._stage]
+
+    @property
+    def survivors(self) -> frozenset[int]:
+        """S once it is frozen; until then the clients whose updates are in."""
+        return self._survivors or self._desk.inside
+
+    @property
+    def missing(self) -> frozenset[int]:
+        """Whom the present stage still waits for, and who may still come."""
+        alive = self._alive()
+        match self._stage:
+            case ServerStage.SHARING:
+                return frozenset(n for n in alive if not self._tally.is_all(n))
+            case ServerStage.REPORTING:
+                return alive - self._reports.keys()
+            case ServerStage.UPLOADING:
+                return (self._candidates & alive) - self._desk.inside
+            case ServerStage.ENDORSING:
+                return (self._holders() & alive) - self._signatures.keys()
+            case ServerStage.RECOVERING:
+                return (self._holders() & alive) - self._answers.whole
+            case _:
+                return frozenset()
+
+    @property
+    def can_freeze(self) -> bool:
+        """Whether S may be fixed now: |S| ≥ U and at least U clients that hold all of it are not gone."""
+        wanted = self.parameters.target_survivors
+        return (
+            self._stage is ServerStage.UPLOADING
+            and len(self._desk.inside) >= wanted
+            and len(self._holders() & self._alive()) >= wanted
+        )
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether U whole answers are here: ``finish()`` yields the result."""
+        return (
+            self._stage is ServerStage.RECOVERING
+            and len(self._answers.whole) >= self.parameters.target_survivors
+        )
+
+    @property
+    def slot_holders(self) -> dict[int, tuple[int, int]]:
+        """Who holds an upload slot: client to (grant, parts that came); for the caller's ``slot_timeout``."""
+        return self._desk.holders
+
+    @property
+    def uploads_wait(self) -> bool:
+        """Whether a client that is ready waits for a slot."""
+        return self._desk.someone_waits
+
+    # What the caller tells.
+
+    def start(self) -> list[Action]:
+        """Open the round: everybody hears of it, then gets the model."""
+        opening = encode(self._start)
+        actions: list[Action] = [StageReached(self._stage.value)]
+        actions += [Send(number, opening) for number in self._presence]
+        actions += [model_stream(self.round_number, number, self._model) for number in self._presence]
+        return actions
+
+    def receive(self, number: int, message: bytes | memoryview) -> list[Action]:
+        """Take a message of client ``number``; one that no order of delivery explains drops its sender.
+
+        Raises:
+            LocalProtocolError: no such client.
+        """
+        if number not in self._presence:
+            raise LocalProtocolError(f"client numbers are 1..{self.parameters.num_clients}, found {number}")
+        if self._presence[number] is Presence.GONE:
+            self.late_messages += 1
+            return []
+        try:
+            decoded = from_client(message)
+            if not self._concerns(decoded) or judge(FROM_CLIENT, self._stage, decoded) is Verdict.LATE:
+                self.late_messages += 1
+                return []
+            return [*self._take(number, decoded, message), *self._settle()]
+        except RemoteProtocolError as error:
+            return self.lose(number, error.reason)
+
+    def away(self, number: int) -> list[Action]:
+        """The client's link broke; no stage waits for it once the others suffice."""
+        if self._presence[number] is not Presence.UP:
+            return []
+        self._presence[number] = Presence.AWAY
+        return [*self._desk.suspend(number), *self._settle()]
+
+    def back(self, number: int) -> list[Action]:
+        """The client resumed its session: its link delivers what was sent meanwhile."""
+        if self._presence[number] is not Presence.AWAY:
+            return []
+        self._presence[number] = Presence.UP
+        self._offered.discard(What.CLOSE)
+        return [*self._desk.resume(number), *self._settle()]
+
+    def lose(self, number: int, reason: Reason) -> list[Action]:
+        """The client is gone for this round; if its update is in, it stays in."""
+        if self._presence[number] is Presence.GONE or self._is_over():
+            return []
+        self._presence[number] = Presence.GONE
+        self._answers.forget(number)
+        return [ClientDropped(number, reason), *self._desk.suspend(number), *self._settle()]
+
+    def revoke(self, number: int) -> list[Action]:
+        """Take the upload slot from a client that brought no part for ``slot_timeout`` while others wait."""
+        return self._desk.revoke(number)
+
+    def deadline(self) -> list[Action]:
+        """Close the present stage with those who finished it, or abort where they are too few."""
+        match self._stage:
+            case ServerStage.SHARING:
+                return self._ask_for_reports()
+            case ServerStage.REPORTING:
+                return self._announce_candidates()
+            case ServerStage.UPLOADING:
+                return self.freeze() if self.can_freeze else self.abort(AbortReason.TOO_FEW_UPDATES)
+            case ServerStage.ENDORSING:
+                return self.abort(AbortReason.TOO_FEW_ENDORSEMENTS)
+            case ServerStage.RECOVERING:
+                return [Ready(What.DECODE)] if self.can_decode else self.abort(AbortReason.TOO_FEW_ANSWERS)
+            case _:
+                return []
+
+    def freeze(self) -> list[Action]:
+        """Fix S as the clients whose updates are in, and ask its holders to sign it.
+
+        Raises:
+            LocalProtocolError: ``can_freeze`` is false.
+        """
+        if not self.can_freeze:
+            raise LocalProtocolError("freeze() wants can_freeze: U updates in, and U holders of them")
+        self._survivors = self._desk.inside
+        self._move(ServerStage.ENDORSING)
+        message = encode(m.SurvivorSet(self.round_number, self._bits(self._survivors)))
+        return [StageReached(self._stage.value), *self._send_to(self._holders(), message), *self._settle()]
+
+    def abort(self, reason: AbortReason) -> list[Action]:
+        """End the round without a sum."""
+        if self._is_over():
+            return []
+        self._abort_reason = reason
+        self._move(ServerStage.ABORTED)
+        return self.end()
+
+    def finish(self) -> RoundResult:
+        """Decode Σz, subtract it, and average; ``end()`` then tells the clients. Again: the same result.
+
+        Raises:
+            LocalProtocolError: ``can_decode`` is false.
+            RoundAborted: the round was aborted, or its sum lies where no honest sum can.
+        """
+        if self._abort_reason is not None:
+            raise RoundAborted(self._abort_reason)
+        if self._result is not None:
+            return self._result
+        if not self.can_decode:
+            raise LocalProtocolError("finish() wants can_decode: U whole answers")
+        try:
+            self._result = unmask(
+                self._codec, self._quantizer, self._desk.total, self._answers.decode(), self._survivors
+            )
+        except SumOutOfRangeError as error:
+            self._abort_reason = AbortReason.SUM_OUT_OF_RANGE
+            self._move(ServerStage.ABORTED)
+            raise RoundAborted(self._abort_reason, str(error)) from None
+        self._move(ServerStage.DONE)
+        return self._result
+
+    def end(self) -> list[Action]:
+        """Tell every client that is left how the round ended, once ``finish()`` returned or raised."""
+        if not self._is_over():
+            raise LocalProtocolError("end() comes after finish() or abort()")
+        outcome = "done" if self._abort_reason is None else self._abort_reason.value
+        actions = self._send_to(self._presence, encode(m.RoundEnd(self.round_number, outcome)))
+        last = Finished() if self._abort_reason is None else Aborted(self._abort_reason)
+        return [StageReached(self._stage.value), *actions, last]
+
+    # How it works.
+
+    def _is_over(self) -> bool:
+        return self._stage in (ServerStage.DONE, ServerStage.ABORTED)
+
+    def _move(self, stage: ServerStage) -> None:
+        self._stage = move(SERVER_MOVES, self._stage, stage)
+        self._offered.clear()
+
+    def _alive(self) -> frozenset[int]:
+        return frozenset(n for n, presence in self._presence.items() if presence is not Presence.GONE)
+
+    def _up(self) -> frozenset[int]:
+        return frozenset(n for n, presence in self._presence.items() if presence is Presence.UP)
+
+    def _holders(self) -> frozenset[int]:
+        """Clients whose report covers every update that is in."""
+        return frozenset(n for n, held in self._reports.items() if self.survivors <= held)
+
+    def _bits(self, numbers: frozenset[int]) -> bytes:
+        return m.bitmap(numbers, self.parameters.num_clients)
+
+    def _send_to(
+        self, numbers: Sequence[int] | frozenset[int] | dict[int, Presence], message: bytes
+    ) -> list[Action]:
+        return [Send(n, message) for n in sorted(numbers) if self._presence[n] is not Presence.GONE]
+
+    def _concerns(self, message: m.FromClient) -> bool:
+        """Whether a message is of this round; older ones are late, others impossible."""
+        number = m.round_of(message)
+        if number is None or number > self.round_number:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a message of no round that has begun")
+        return number == self.round_number
+
+    def _take(self, number: int, message: m.FromClient, raw: bytes | memoryview) -> list[Action]:
+        match message:
+            case m.SealedSeeds():
+                return self._relay(self._tally.relay_seeds(number, message))
+            case m.EncodedMask():
+                return self._relay([self._tally.relay_part(number, message, raw)])
+            case m.SharesHeld():
+                return self._take_report(number, message)
+            case m.UpdateReady():
+                return self._desk.ready(number)
+            case m.MaskedUpdate():
+                actions = self._desk.take(number, message.grant, message.index, message.data)
+                self.late_messages += actions is None
+                return actions or []
+            case m.Endorse():
+                return self._take_signature(number, message)
+            case m.AggregateEncodedMask():
+                return self._take_answer(number, message)
+            case m.Leave():
+                return self.lose(number, message.reason)
+            case _:  # pragma: no cover - `judge` lets nothing else through
+                raise AssertionError(message)
+
+    def _relay(self, sends: list[Send]) -> list[Action]:
+        return [send for send in sends if self._presence[send.to] is not Presence.GONE]
+
+    def _take_report(self, number: int, message: m.SharesHeld) -> list[Action]:
+        if number in self._reports:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a second report")
+        held = m.members(message.held, self.parameters.num_clients)
+        if held is None:
+            raise RemoteProtocolError(Reason.MALFORMED, "a report that is no set of this cohort")
+        self._reports[number] = held
+        return []
+
+    def _take_signature(self, number: int, message: m.Endorse) -> list[Action]:
+        if number in self._signatures or number not in self._holders():
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "an endorsement that was not asked for")
+        identity = self._start.cohort[number - 1].identity
+        if not verify(identity, message.signature, ENDORSEMENT, self._digest, self._bits(self._survivors)):
+            raise RemoteProtocolError(Reason.BAD_SIGNATURE, "an endorsement that does not verify")
+        self._signatures[number] = message.signature
+        return []
+
+    def _take_answer(self, number: int, message: m.AggregateEncodedMask) -> list[Action]:
+        if number not in self._holders():
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "an answer that was not asked for")
+        if self.can_decode:
+            self.late_messages += 1
+            return []
+        self._answers.take(number, message.index, message.data)
+        return []
+
+    def _settle(self) -> list[Action]:
+        """What follows from the present state: a step on, an abort, or an offer to the caller."""
+        if self._is_over():
+            return []
+        if (hopeless := self._hopeless()) is not None:
+            return self.abort(hopeless)
+        match self._stage:
+            case ServerStage.ENDORSING:
+                enough = len(self._signatures) >= self.parameters.target_survivors
+                return self._certify() if enough else []
+            case ServerStage.RECOVERING:
+                return self._offer(What.DECODE) if self.can_decode else []
+        missing = self.missing
+        if not missing:
+            return self._everybody_finished()
+        if missing & self._up() or not self._rest_suffices():
+            return []
+        return self._offer(What.CLOSE)
+
+    def _everybody_finished(self) -> list[Action]:
+        match self._stage:
+            case ServerStage.SHARING:
+                return self._ask_for_reports()
+            case ServerStage.REPORTING:
+                return self._announce_candidates()
+            case _:
+                return self._offer(What.FREEZE)
+
+    def _rest_suffices(self) -> bool:
+        wanted = self.parameters.target_survivors
+        match self._stage:
+            case ServerStage.SHARING:
+                return len(self._alive() - self.missing) >= wanted
+            case ServerStage.REPORTING:
+                return len(self._reports) >= wanted
+            case _:
+                return self.can_freeze
+
+    def _offer(self, what: What) -> list[Action]:
+        if what in self._offered:
+            return []
+        self._offered.add(what)
+        return [Ready(what)]
+
+    def _hopeless(self) -> AbortReason | None:
+        """Why fewer than U clients can still finish the present stage and those after it, or None."""
+        alive, wanted = self._alive(), self.parameters.target_survivors
+        match self._stage:
+            case ServerStage.SHARING | ServerStage.REPORTING if len(alive) < wanted:
+                return AbortReason.TOO_FEW_SHARED
+            case ServerStage.UPLOADING if len(self._desk.inside | (self._candidates & alive)) < wanted:
+                return AbortReason.TOO_FEW_UPDATES
+            case ServerStage.UPLOADING | ServerStage.ENDORSING if len(self._holders() & alive) < wanted:
+                return AbortReason.TOO_FEW_ENDORSEMENTS
+            case ServerStage.RECOVERING if len(self._answers.whole | (self._holders() & alive)) < wanted:
+                return AbortReason.TOO_FEW_ANSWERS
+            case _:
+                return None
+
+    def _ask_for_reports(self) -> list[Action]:
+        self._move(ServerStage.REPORTING)
+        message = encode(m.ReportShares(self.round_number))
+        return [StageReached(self._stage.value), *self._send_to(self._presence, message), *self._settle()]
+
+    def _announce_candidates(self) -> list[Action]:
+        alive = self._alive()
+        candidates = frozenset(n for n in alive if self._tally.is_all(n))
+        answerers = frozenset(self._reports.keys() & alive)
+        complaints = [(i, j) for j in answerers for i in candidates - self._reports[j]]
+        cover = settle(candidates, answerers, complaints)
+        candidates, answerers = candidates - cover.senders, answerers - cover.receivers
+        if min(len(candidates), len(answerers)) < self.parameters.target_survivors:
+            return self.abort(AbortReason.TOO_FEW_SHARED)
+        self._candidates = candidates
+        self._move(ServerStage.UPLOADING)
+        message = encode(m.Candidates(self.round_number, self._bits(candidates)))
+        actions: list[Action] = [StageReached(self._stage.value), *self._send_to(self._presence, message)]
+        actions += self._desk.admit(candidates)
+        return [*actions, *self._settle()]
+
+    def _certify(self) -> list[Action]:
+        endorsers = sorted(self._signatures)[: self.parameters.target_survivors]
+        certificate = m.Certificate(
+            self.round_number,
+            self._bits(self._survivors),
+            self._bits(frozenset(endorsers)),
+            b"".join(self._signatures[n] for n in endorsers),
+        )
+        self._move(ServerStage.RECOVERING)
+        return [
+            StageReached(self._stage.value),
+            *self._send_to(self._holders(), encode(certificate)),
+            *self._settle(),
+        ]

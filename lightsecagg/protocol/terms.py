@@ -1,0 +1,165 @@
+"""What the clients of a round must see alike: the terms, the run, the cohort, and the digest over all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import msgspec
+
+from ..field import PrimeField
+from ..identity import Identity, Roster, verify
+from ..labels import COHORT_DIGEST, PROTOCOL_VERSION, ROUND_KEY
+from ..parameters import Parameters
+from ..quantize import FixedPoint, Rounding
+from ..randomness import Entropy, system_entropy
+from .messages import NONCE_BYTES, Entry, Member, RoundStart, Terms, as_plain
+
+MODE_SYNC = "sync"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run a signature or digest belongs to.
+
+    Args:
+        run_id: the name that people gave it.
+        nonce: 32 random bytes of the server; two runs of one name differ in it.
+    """
+
+    run_id: str
+    nonce: bytes
+
+    @classmethod
+    def new(cls, run_id: str, entropy: Entropy = system_entropy) -> Run:
+        """A run with a fresh nonce."""
+        return cls(run_id, entropy(NONCE_BYTES))
+
+
+@dataclass(frozen=True)
+class Floors:
+    """What a client demands of a round before it takes part, whatever the server says (promise 4).
+
+    Args:
+        min_clients: smallest cohort N.
+        min_privacy_threshold: smallest T.
+        unique_survivor_set: demand 2U > N + T (promise 3).
+        max_model_bytes: longest model it takes.
+    """
+
+    min_clients: int = 3
+    min_privacy_threshold: int = 1
+    unique_survivor_set: bool = False
+    max_model_bytes: int = 2**32
+
+
+def make_terms(
+    quantizer: FixedPoint, layout: Sequence[Entry], *, num_clients: int, field: PrimeField | None = None
+) -> Terms:
+    """Terms for rounds of up to ``num_clients``; the field is the smallest that holds their sum if None.
+
+    Raises:
+        ParameterError: the field is too small, or none is large enough.
+    """
+    if field is None:
+        field = quantizer.smallest_field(num_clients)
+    quantizer.check(field, num_clients)
+    return Terms(
+        MODE_SYNC,
+        field.order,
+        float(quantizer.clip),
+        quantizer.fraction_bits,
+        quantizer.max_weight,
+        quantizer.rounding,
+        tuple(layout),
+    )
+
+
+def vector_terms(
+    quantizer: FixedPoint, dimension: int, *, num_clients: int, field: PrimeField | None = None
+) -> Terms:
+    """Terms for updates that are one plain vector of ``dimension`` floats."""
+    layout = [Entry("update", (dimension,), "float64")]
+    return make_terms(quantizer, layout, num_clients=num_clients, field=field)
+
+
+def quantizer_of(terms: Terms) -> FixedPoint:
+    """The quantizer that the terms name.
+
+    Raises:
+        ParameterError: they name none.
+    """
+    return FixedPoint(terms.clip, terms.fraction_bits, terms.max_weight, cast(Rounding, terms.rounding))
+
+
+def vector_length(terms: Terms) -> int:
+    """d + 1: the coordinates of the layout's entries and the weight."""
+    return sum(math.prod(entry.shape) for entry in terms.layout) + 1
+
+
+def differing_term(own: Terms, found: Terms) -> str | None:
+    """The name of the first term that differs, or None."""
+    for name in Terms.__struct_fields__:
+        if getattr(own, name) != getattr(found, name):
+            return name
+    return None
+
+
+def make_member(identity: Identity, run: Run, rank: int, sequence: int, key: bytes) -> Member:
+    """A client's entry in a cohort, its round key signed."""
+    signature = identity.sign(ROUND_KEY, run.run_id, run.nonce, sequence, key)
+    return Member(rank, identity.public, sequence, key, signature)
+
+
+def is_signed(member: Member, run: Run) -> bool:
+    """Whether the member's identity signed its round key for this run."""
+    return verify(
+        member.identity, member.signature, ROUND_KEY, run.run_id, run.nonce, member.sequence, member.key
+    )
+
+
+def cohort_flaw(cohort: Sequence[Member]) -> str | None:
+    """What is wrong with a cohort's form, or None: ranks ascend, identities and keys are distinct."""
+    ranks = [member.rank for member in cohort]
+    if ranks != sorted(set(ranks)):
+        return "the ranks do not ascend"
+    if len({member.identity for member in cohort}) != len(cohort):
+        return "an identity stands at two numbers"
+    if len({member.key for member in cohort}) != len(cohort):
+        return "a round key stands at two numbers"
+    return None
+
+
+def outside_roster(cohort: Sequence[Member], roster: Roster) -> bool:
+    """Whether anyone in the cohort is not in the roster under its rank."""
+    return not all(roster.admits(member.rank, member.identity) for member in cohort)
+
+
+def parameters_of(start: RoundStart) -> Parameters:
+    """N, U, T of a round.
+
+    Raises:
+        ParameterError: they do not fit together, or the field has no room for the sum or the points.
+    """
+    parameters = Parameters(len(start.cohort), start.target_survivors, start.privacy_threshold)
+    quantizer_of(start.terms).check(PrimeField(start.terms.order), parameters.num_clients)
+    return parameters
+
+
+def cohort_digest(run: Run, start: RoundStart) -> bytes:
+    """SHA-256 over everything that all clients of a round must see alike (promise 5).
+
+    It salts every share key and stands in every endorsement.
+    """
+    everything = [
+        COHORT_DIGEST,
+        PROTOCOL_VERSION,
+        run.run_id,
+        run.nonce,
+        vector_length(start.terms),
+        as_plain(start),
+    ]
+    return hashlib.sha256(msgspec.msgpack.encode(everything)).digest()

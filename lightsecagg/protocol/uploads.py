@@ -1,0 +1,232 @@
+"""Uploads on both sides: a client's one vector under one mask, and the server's slots and running sum."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from ..errors import Reason, RemoteProtocolError
+from .actions import SERVER, Action, Send, UploadCompleted, UploadGranted
+from .messages import Message, UploadGrant
+from .transitions import UPDATE_MOVES, UpdateState, move
+from .wire import encode, part_count, part_length
+
+Vector = npt.NDArray[Any]
+
+
+class OutgoingUpload:
+    """One client's vector as it leaves: every grant gets the same bytes from part 0.
+
+    Args:
+        vector: what is to be uploaded, not yet concealed.
+        conceal: makes the vector that leaves of it; called once, when the first part is pulled.
+        part: coordinates in a part.
+        pack: a slice of the vector to bytes.
+        message: (grant, index, data) to the message of a part.
+    """
+
+    def __init__(
+        self,
+        vector: Vector,
+        conceal: Callable[[Vector], Vector],
+        part: int,
+        pack: Callable[[Vector], bytes],
+        message: Callable[[int, int, memoryview], Message],
+    ) -> None:
+        self._own: Vector | None = vector
+        self._conceal: Callable[[Vector], Vector] | None = conceal
+        self._concealed: Vector | None = None
+        self._length = len(vector)
+        self._part = part
+        self._pack = pack
+        self._message = message
+        self._grant: int | None = None
+        self.is_whole = False
+        """Whether every part of some grant has been pulled."""
+
+    def close(self) -> Vector | None:
+        """End every iterator at its next pull; the vector, if no part of it ever left."""
+        self._grant = None
+        own, self._own = self._own, None
+        self._conceal = self._concealed = None
+        return own
+
+    def parts(self, grant: int) -> Iterator[Send]:
+        """The parts under ``grant``; an older grant's iterator ends at its next pull."""
+        self._grant = grant
+        return self._parts(grant)
+
+    def _parts(self, grant: int) -> Iterator[Send]:
+        count = part_count(self._length, self._part)
+        for index in range(count):
+            if self._grant != grant:
+                return
+            data = self._pack(self._masked()[index * self._part : (index + 1) * self._part])
+            self.is_whole |= index == count - 1
+            yield Send(SERVER, encode(self._message(grant, index, memoryview(data))))
+
+    def _masked(self) -> Vector:
+        if self._concealed is None:
+            assert self._own is not None
+            assert self._conceal is not None
+            self._concealed = self._conceal(self._own)
+            self._own = self._conceal = None
+        return self._concealed
+
+
+@dataclass
+class _Upload:
+    """What the server knows of one client's upload."""
+
+    state: UpdateState = UpdateState.TRAINING
+    grant: int = 0
+    granted: set[int] = field(default_factory=set)
+    partial: list[Vector] = field(default_factory=list)
+
+
+class UploadDesk:
+    """The server's side: grants a few slots at a time, and adds whole updates to one running sum.
+
+    Args:
+        round_number: stands in the grants.
+        length: coordinates of each vector.
+        part: coordinates in a part.
+        read: (data, count) to a vector; raises RemoteProtocolError.
+        total: zeros of ``length``, of a type in which the sum cannot overflow.
+        slots: grants that are out at a time, and so partial updates in memory.
+    """
+
+    def __init__(
+        self,
+        round_number: int,
+        length: int,
+        part: int,
+        read: Callable[[memoryview, int], Vector],
+        total: Vector,
+        slots: int,
+    ) -> None:
+        self._round = round_number
+        self._length = length
+        self._part = part
+        self._read = read
+        self._slots = slots
+        self._uploads: dict[int, _Upload] = {}
+        self._queue: deque[int] = deque()
+        self._admitted: frozenset[int] = frozenset()
+        self._next_grant = 1
+        self.total = total
+        """The sum of the vectors that are in."""
+
+    @property
+    def inside(self) -> frozenset[int]:
+        """Whose vectors are in the sum."""
+        return frozenset(n for n, upload in self._uploads.items() if upload.state is UpdateState.IN)
+
+    @property
+    def holders(self) -> dict[int, tuple[int, int]]:
+        """Who holds a slot: client to (grant, parts that came)."""
+        return {
+            number: (upload.grant, len(upload.partial))
+            for number, upload in self._uploads.items()
+            if upload.state is UpdateState.GRANTED
+        }
+
+    @property
+    def someone_waits(self) -> bool:
+        """Whether a client that is ready waits for a slot."""
+        return bool(self._queue)
+
+    def state(self, number: int) -> UpdateState:
+        """Where this client's update is."""
+        return self._upload(number).state
+
+    def admit(self, numbers: Iterable[int]) -> list[Action]:
+        """Only these clients get grants; they may be ready already."""
+        self._admitted = frozenset(numbers)
+        self._queue = deque(number for number in self._queue if number in self._admitted)
+        return self._grant()
+
+    def ready(self, number: int) -> list[Action]:
+        """The client's update is trained.
+
+        Raises:
+            RemoteProtocolError: it said so before.
+        """
+        upload = self._upload(number)
+        if upload.state is not UpdateState.TRAINING:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "UpdateReady was said twice")
+        upload.state = move(UPDATE_MOVES, upload.state, UpdateState.READY)
+        self._queue.append(number)
+        return self._grant()
+
+    def suspend(self, number: int) -> list[Action]:
+        """The client is away or gone: its slot and partial update are lost."""
+        upload = self._upload(number)
+        if upload.state is UpdateState.GRANTED:
+            upload.state = move(UPDATE_MOVES, upload.state, UpdateState.READY)
+            upload.partial = []
+        elif number in self._queue:
+            self._queue.remove(number)
+        return self._grant()
+
+    def resume(self, number: int) -> list[Action]:
+        """The client is back; if it was ready it waits for a slot again."""
+        if self._upload(number).state is UpdateState.READY and number not in self._queue:
+            self._queue.append(number)
+        return self._grant()
+
+    def revoke(self, number: int) -> list[Action]:
+        """Take a slot from a client that brings nothing; it queues again, behind the others."""
+        upload = self._upload(number)
+        if upload.state is not UpdateState.GRANTED:
+            return []
+        upload.state = move(UPDATE_MOVES, upload.state, UpdateState.READY)
+        upload.partial = []
+        self._queue.append(number)
+        return self._grant()
+
+    def take(self, number: int, grant: int, index: int, data: memoryview) -> list[Action] | None:
+        """One part; None where its grant was withdrawn, so that it is late.
+
+        Raises:
+            RemoteProtocolError: no such grant, or not the next part, or not of its length or range.
+        """
+        upload = self._upload(number)
+        if grant not in upload.granted:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a part under a grant that was never given")
+        if upload.state is UpdateState.READY or grant != upload.grant:
+            return None
+        if upload.state is UpdateState.IN:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a part after the last")
+        if index != len(upload.partial):
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a part of an update out of order")
+        upload.partial.append(self._read(data, part_length(self._length, self._part, index)))
+        if len(upload.partial) < part_count(self._length, self._part):
+            return []
+        for place, vector in enumerate(upload.partial):
+            self.total[place * self._part : (place + 1) * self._part] += vector
+        upload.partial = []
+        upload.state = move(UPDATE_MOVES, upload.state, UpdateState.IN)
+        return [UploadCompleted(number), *self._grant()]
+
+    def _upload(self, number: int) -> _Upload:
+        return self._uploads.setdefault(number, _Upload())
+
+    def _grant(self) -> list[Action]:
+        actions: list[Action] = []
+        free = self._slots - len(self.holders)
+        waiting = [number for number in self._queue if number in self._admitted][: max(free, 0)]
+        for number in waiting:
+            self._queue.remove(number)
+            upload = self._upload(number)
+            upload.state = move(UPDATE_MOVES, upload.state, UpdateState.GRANTED)
+            upload.grant = self._next_grant
+            upload.granted.add(upload.grant)
+            self._next_grant += 1
+            actions.append(UploadGranted(number, upload.grant))
+            actions.append(Send(number, encode(UploadGrant(self._round, upload.grant))))
+        return actions

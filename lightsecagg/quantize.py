@@ -1,0 +1,159 @@
+"""Reals to field elements and sums back: clip, weight, scale, round, with the field sized so that no honest
+sum can wrap (DESIGN §6).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ParameterError, UpdateError
+from .field import SUPPORTED_ORDERS, Elements, PrimeField
+from .randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy, system_entropy, uniform_reals
+
+Rounding = Literal["nearest", "stochastic"]
+
+_TILE = 4 * BLOCK_ELEMENTS  # coordinates handled at once: a few hundred KiB of float64 stay in cache
+
+
+class SumOutOfRangeError(Exception):
+    """A decoded coordinate or weight lies where no sum of honest updates can."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Fixed-point numbers of ``fraction_bits`` for weighted updates clipped to ±``clip``.
+
+    A client's vector is w · x with w = n / max_weight ∈ [0, 1], and one more coordinate that carries the
+    integer n itself, so that the server learns Σ n·x and Σ n and no single n.
+
+    Args:
+        clip: largest magnitude of a coordinate of the update, > 0.
+        fraction_bits: bits after the binary point, 0..30.
+        max_weight: weight (sample count) that counts as 1; a larger n counts as this.
+        rounding: ``nearest`` (ties to even) or ``stochastic`` (unbiased, from a CSPRNG stream of its own).
+
+    Raises:
+        ParameterError: a number is out of its range.
+    """
+
+    clip: float
+    fraction_bits: int
+    max_weight: int
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.clip) and self.clip > 0):
+            raise ParameterError(f"clip must be a finite number above 0, found {self.clip}")
+        if not 0 <= self.fraction_bits <= 30:
+            raise ParameterError(f"fraction_bits must be in 0..30, found {self.fraction_bits}")
+        if self.max_weight < 1:
+            raise ParameterError(f"max_weight must be at least 1, found {self.max_weight}")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ParameterError(f"rounding must be 'nearest' or 'stochastic', found {self.rounding!r}")
+
+    @property
+    def largest_coordinate(self) -> int:
+        """No coordinate of one client's field vector, weight included, has a larger magnitude."""
+        return max(math.floor(self.clip * (1 << self.fraction_bits)) + 1, self.max_weight)
+
+    def fits(self, field: PrimeField, num_clients: int) -> bool:
+        """Whether the field holds any sum of ``num_clients`` updates: p > 2 · N · largest coordinate."""
+        return field.order > 2 * num_clients * self.largest_coordinate
+
+    def smallest_field(self, num_clients: int) -> PrimeField:
+        """The smallest supported field that holds the sum of ``num_clients`` updates.
+
+        Raises:
+            ParameterError: none does.
+        """
+        for order in SUPPORTED_ORDERS:
+            if self.fits(field := PrimeField(order), num_clients):
+                return field
+        raise ParameterError(
+            f"no supported prime holds the sum of {num_clients} clients at clip {self.clip}, "
+            f"{self.fraction_bits} fraction bits and max_weight {self.max_weight}; lower one of them"
+        )
+
+    def check(self, field: PrimeField, num_clients: int) -> None:
+        """Refuse a field in which the sum of ``num_clients`` updates could wrap.
+
+        Raises:
+            ParameterError: names the smallest supported prime that works.
+        """
+        if not self.fits(field, num_clients):
+            raise ParameterError(
+                f"{field.order} cannot hold the sum of {num_clients} clients at clip {self.clip} and "
+                f"{self.fraction_bits} fraction bits; the smallest supported prime that can is "
+                f"{self.smallest_field(num_clients).order}"
+            )
+
+    def quantize(
+        self,
+        field: PrimeField,
+        update: npt.NDArray[np.floating],
+        weight: int,
+        entropy: Entropy = system_entropy,
+    ) -> Elements:
+        """One client's weighted update as field elements.
+
+        Args:
+            update: (d,) floats.
+            weight: n ≥ 0, the client's sample count; above ``max_weight`` it counts as that.
+            entropy: source of the stochastic rounding's seed.
+
+        Returns:
+            (d + 1,) uint32; the last one is the weight.
+
+        Raises:
+            UpdateError: the update is not one-dimensional or not finite, or the weight is negative.
+        """
+        if update.ndim != 1:
+            raise UpdateError(f"wanted an update of shape (d,), found {update.shape}")
+        if weight < 0:
+            raise UpdateError("a weight must be an integer ≥ 0")
+        weight = min(weight, self.max_weight)
+        factor = weight * 2.0**self.fraction_bits / self.max_weight
+        seed = entropy(SEED_BYTES) if self.rounding == "stochastic" else None
+        result = np.empty(len(update) + 1, dtype=np.uint32)
+        for start in range(0, len(update), _TILE):
+            tile = np.array(update[start : start + _TILE], dtype=np.float64)
+            if not np.isfinite(tile).all():
+                raise UpdateError("the update holds NaN or infinity")
+            np.clip(tile, -self.clip, self.clip, out=tile)
+            tile *= factor
+            if seed is None:
+                np.rint(tile, out=tile)
+            else:
+                tile += uniform_reals(seed, start, start + len(tile))
+                np.floor(tile, out=tile)
+            tile[tile < 0] += field.order
+            result[start : start + len(tile)] = tile.astype(np.uint32)
+        result[-1] = weight
+        return result
+
+    def dequantize(
+        self, field: PrimeField, total: Elements, num_survivors: int
+    ) -> tuple[npt.NDArray[np.float64], int]:
+        """The weighted mean out of the sum of ``num_survivors`` quantized updates.
+
+        Returns:
+            (d,) float64 mean, zeros where the total weight is 0; and the total weight Σ n.
+
+        Raises:
+            SumOutOfRangeError: a coordinate or the weight lies where no honest sum can.
+        """
+        values = field.centered(total)
+        total_weight = int(values[-1])
+        limit = num_survivors * (self.clip * 2**self.fraction_bits + 1)
+        if len(values) > 1 and max(-int(values[:-1].min()), int(values[:-1].max())) > limit:
+            raise SumOutOfRangeError("a coordinate of the sum is beyond |S| · (clip · 2^bits + 1)")
+        if not 0 <= total_weight <= num_survivors * self.max_weight:
+            raise SumOutOfRangeError("the total weight is outside [0, |S| · max_weight]")
+        if total_weight == 0:
+            return np.zeros(len(values) - 1), 0
+        return values[:-1] * (self.max_weight / total_weight / 2**self.fraction_bits), total_weight

@@ -1,0 +1,1 @@
+"""Whole rounds in one process, on a simulated network: for `secure_mean`, the tests and `simulate`."""
