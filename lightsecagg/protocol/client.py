@@ -126,7 +126,7 @@ class ClientRound:
         return self._running.assembly.model
 
     @property
-    def has_mask(self) -> bool:
+    def can_upload(self) -> bool:
         """Whether ``upload()`` may be called: the shares were pulled to their end, and no update was given."""
         return self._running is not None and self._running.dealing.has_mask
 

@@ -286,6 +286,12 @@ class PlainStart(Message, frozen=True, tag=60):
     model_hash: Hash
 
 
+class PlainReady(Message, frozen=True, tag=62):
+    """Client: free for the next round of plain averaging."""
+
+    sequence: Count
+
+
 class PlainUpdate(Message, frozen=True, tag=61):
     """Client: one part of its weighted update, in the clear."""
 
@@ -324,6 +330,7 @@ FromClient = (
     | AggregateEncodedMask
     | Leave
     | FinishAcknowledged
+    | PlainReady
     | PlainUpdate
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from enum import Enum, auto
 
 import numpy as np
 
@@ -24,40 +23,24 @@ from ..packing import unpack
 from ..parameters import Parameters
 from ..quantize import SumOutOfRangeError
 from . import messages as m
-from .actions import Aborted, Action, ClientDropped, Finished, Ready, Send, StageReached, What
+from .actions import Action, Ready, Send, StageReached, What
 from .collecting import Answers, RoundResult, ShareTally, unmask
 from .cover import settle
+from .machine import Presence, ServerMachine
 from .model import model_stream
 from .terms import Run, cohort_digest, cohort_flaw, quantizer_of, vector_length
 from .transitions import (
     FROM_CLIENT,
-    PHASE_OF,
-    SERVER_MOVES,
-    Phase,
     ServerStage,
-    Verdict,
-    judge,
-    move,
 )
 from .uploads import UploadDesk
-from .wire import encode, from_client, part_elements
+from .wire import encode, part_elements
 
 
-class Presence(Enum):
-    """Where a client is."""
+class ServerRound(ServerMachine):
+    """The server of one secure round (its use: see ``ServerMachine``). Not thread-safe.
 
-    UP = auto()
-    AWAY = auto()
-    GONE = auto()
-
-
-class ServerRound:
-    """One server, one round. Not thread-safe; the streams it gives own their data and may be pulled in another
-    thread.
-
-    It has no time: the caller says ``deadline()`` when a stage has lasted long enough, and ``away``, ``back``
-    and ``lose`` when a client's link breaks, resumes or is given up. Every call tells what to do next; a stage
-    that fewer than U clients can still finish aborts at once.
+    A stage that fewer than U clients can still finish aborts at once.
 
     Args:
         run: the run's id and nonce.
@@ -71,6 +54,9 @@ class ServerRound:
     Raises:
         ParameterError: the numbers, the field and the cohort do not fit together.
     """
+
+    _rows = FROM_CLIENT
+    _first = ServerStage.SHARING
 
     def __init__(
         self,
@@ -89,11 +75,20 @@ class ServerRound:
             )
         if (flaw := cohort_flaw(cohort)) is not None:
             raise ParameterError(f"the cohort is malformed: {flaw}")
-        self.parameters = parameters
-        self.round_number = round_number
         self._quantizer = quantizer_of(terms)
         field = PrimeField(terms.order)
         self._quantizer.check(field, parameters.num_clients)
+        length = vector_length(terms)
+        desk = UploadDesk(
+            round_number,
+            length,
+            part_elements(field),
+            lambda data, count: unpack(field, data, count),
+            np.zeros(length, dtype=np.uint64),
+            upload_slots,
+        )
+        super().__init__(round_number, parameters.num_clients, parameters.target_survivors, desk)
+        self.parameters = parameters
         self._codec = MaskCodec(field, parameters)
         self._model = model
         self._start = m.RoundStart(
@@ -106,43 +101,12 @@ class ServerRound:
             hashlib.sha256(model).digest(),
         )
         self._digest = cohort_digest(run, self._start)
-        self._stage = ServerStage.SHARING
-        self._presence = dict.fromkeys(range(1, parameters.num_clients + 1), Presence.UP)
-        length = vector_length(terms)
         self._tally = ShareTally(self._codec, round_number, length)
         self._reports: dict[int, frozenset[int]] = {}
         self._candidates: frozenset[int] = frozenset()
-        self._desk = UploadDesk(
-            round_number,
-            length,
-            part_elements(field),
-            lambda data, count: unpack(field, data, count),
-            np.zeros(length, dtype=np.uint64),
-            upload_slots,
-        )
         self._survivors: frozenset[int] = frozenset()
         self._signatures: dict[int, bytes] = {}
         self._answers = Answers(self._codec, length)
-        self._offered: set[What] = set()
-        self._abort_reason: AbortReason | None = None
-        self._result: RoundResult | None = None
-        self.late_messages = 0
-        """Messages that came too late and were ignored."""
-
-    def __repr__(self) -> str:
-        return f"ServerRound(round={self.round_number}, stage={self._stage.value})"
-
-    # What the caller may ask.
-
-    @property
-    def stage(self) -> ServerStage:
-        """Where the round stands, step by step."""
-        return self._stage
-
-    @property
-    def phase(self) -> Phase:
-        """Where the round stands: COLLECT, ENDORSE, RECOVER, DONE or ABORTED."""
-        return PHASE_OF[self._stage]
 
     @property
     def survivors(self) -> frozenset[int]:
@@ -185,18 +149,6 @@ class ServerRound:
             and len(self._answers.whole) >= self.parameters.target_survivors
         )
 
-    @property
-    def slot_holders(self) -> dict[int, tuple[int, int]]:
-        """Who holds an upload slot: client to (grant, parts that came); for the caller's ``slot_timeout``."""
-        return self._desk.holders
-
-    @property
-    def uploads_wait(self) -> bool:
-        """Whether a client that is ready waits for a slot."""
-        return self._desk.someone_waits
-
-    # What the caller tells.
-
     def start(self) -> list[Action]:
         """Open the round: everybody hears of it, then gets the model."""
         opening = encode(self._start)
@@ -205,52 +157,9 @@ class ServerRound:
         actions += [model_stream(self.round_number, number, self._model) for number in self._presence]
         return actions
 
-    def receive(self, number: int, message: bytes | memoryview) -> list[Action]:
-        """Take a message of client ``number``; one that no order of delivery explains drops its sender.
-
-        Raises:
-            LocalProtocolError: no such client.
-        """
-        if number not in self._presence:
-            raise LocalProtocolError(f"client numbers are 1..{self.parameters.num_clients}, found {number}")
-        if self._presence[number] is Presence.GONE:
-            self.late_messages += 1
-            return []
-        try:
-            decoded = from_client(message)
-            if not self._concerns(decoded) or judge(FROM_CLIENT, self._stage, decoded) is Verdict.LATE:
-                self.late_messages += 1
-                return []
-            return [*self._take(number, decoded, message), *self._settle()]
-        except RemoteProtocolError as error:
-            return self.lose(number, error.reason)
-
-    def away(self, number: int) -> list[Action]:
-        """The client's link broke; no stage waits for it once the others suffice."""
-        if self._presence[number] is not Presence.UP:
-            return []
-        self._presence[number] = Presence.AWAY
-        return [*self._desk.suspend(number), *self._settle()]
-
-    def back(self, number: int) -> list[Action]:
-        """The client resumed its session: its link delivers what was sent meanwhile."""
-        if self._presence[number] is not Presence.AWAY:
-            return []
-        self._presence[number] = Presence.UP
-        self._offered.discard(What.CLOSE)
-        return [*self._desk.resume(number), *self._settle()]
-
     def lose(self, number: int, reason: Reason) -> list[Action]:
-        """The client is gone for this round; if its update is in, it stays in."""
-        if self._presence[number] is Presence.GONE or self._is_over():
-            return []
-        self._presence[number] = Presence.GONE
         self._answers.forget(number)
-        return [ClientDropped(number, reason), *self._desk.suspend(number), *self._settle()]
-
-    def revoke(self, number: int) -> list[Action]:
-        """Take the upload slot from a client that brought no part for ``slot_timeout`` while others wait."""
-        return self._desk.revoke(number)
+        return super().lose(number, reason)
 
     def deadline(self) -> list[Action]:
         """Close the present stage with those who finished it, or abort where they are too few."""
@@ -277,17 +186,10 @@ class ServerRound:
         if not self.can_freeze:
             raise LocalProtocolError("freeze() wants can_freeze: U updates in, and U holders of them")
         self._survivors = self._desk.inside
+        self._desk.admit(())
         self._move(ServerStage.ENDORSING)
         message = encode(m.SurvivorSet(self.round_number, self._bits(self._survivors)))
         return [StageReached(self._stage.value), *self._send_to(self._holders(), message), *self._settle()]
-
-    def abort(self, reason: AbortReason) -> list[Action]:
-        """End the round without a sum."""
-        if self._is_over():
-            return []
-        self._abort_reason = reason
-        self._move(ServerStage.ABORTED)
-        return self.end()
 
     def finish(self) -> RoundResult:
         """Decode Σz, subtract it, and average; ``end()`` then tells the clients. Again: the same result.
@@ -313,29 +215,9 @@ class ServerRound:
         self._move(ServerStage.DONE)
         return self._result
 
-    def end(self) -> list[Action]:
-        """Tell every client that is left how the round ended, once ``finish()`` returned or raised."""
-        if not self._is_over():
-            raise LocalProtocolError("end() comes after finish() or abort()")
-        outcome = "done" if self._abort_reason is None else self._abort_reason.value
-        actions = self._send_to(self._presence, encode(m.RoundEnd(self.round_number, outcome)))
-        last = Finished() if self._abort_reason is None else Aborted(self._abort_reason)
-        return [StageReached(self._stage.value), *actions, last]
-
-    # How it works.
-
-    def _is_over(self) -> bool:
-        return self._stage in (ServerStage.DONE, ServerStage.ABORTED)
-
-    def _move(self, stage: ServerStage) -> None:
-        self._stage = move(SERVER_MOVES, self._stage, stage)
-        self._offered.clear()
-
-    def _alive(self) -> frozenset[int]:
-        return frozenset(n for n, presence in self._presence.items() if presence is not Presence.GONE)
-
-    def _up(self) -> frozenset[int]:
-        return frozenset(n for n, presence in self._presence.items() if presence is Presence.UP)
+    def _dealers(self) -> frozenset[int]:
+        """Clients that are left and whose shares all went through."""
+        return frozenset(n for n in self._alive() if self._tally.is_all(n))
 
     def _holders(self) -> frozenset[int]:
         """Clients whose report covers every update that is in."""
@@ -343,18 +225,6 @@ class ServerRound:
 
     def _bits(self, numbers: frozenset[int]) -> bytes:
         return m.bitmap(numbers, self.parameters.num_clients)
-
-    def _send_to(
-        self, numbers: Sequence[int] | frozenset[int] | dict[int, Presence], message: bytes
-    ) -> list[Action]:
-        return [Send(n, message) for n in sorted(numbers) if self._presence[n] is not Presence.GONE]
-
-    def _concerns(self, message: m.FromClient) -> bool:
-        """Whether a message is of this round; older ones are late, others impossible."""
-        number = m.round_of(message)
-        if number is None or number > self.round_number:
-            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a message of no round that has begun")
-        return number == self.round_number
 
     def _take(self, number: int, message: m.FromClient, raw: bytes | memoryview) -> list[Action]:
         match message:
@@ -447,17 +317,13 @@ class ServerRound:
             case _:
                 return self.can_freeze
 
-    def _offer(self, what: What) -> list[Action]:
-        if what in self._offered:
-            return []
-        self._offered.add(what)
-        return [Ready(what)]
-
     def _hopeless(self) -> AbortReason | None:
         """Why fewer than U clients can still finish the present stage and those after it, or None."""
         alive, wanted = self._alive(), self.parameters.target_survivors
         match self._stage:
             case ServerStage.SHARING | ServerStage.REPORTING if len(alive) < wanted:
+                return AbortReason.TOO_FEW_SHARED
+            case ServerStage.REPORTING if len(self._dealers()) < wanted:
                 return AbortReason.TOO_FEW_SHARED
             case ServerStage.UPLOADING if len(self._desk.inside | (self._candidates & alive)) < wanted:
                 return AbortReason.TOO_FEW_UPDATES
@@ -475,7 +341,7 @@ class ServerRound:
 
     def _announce_candidates(self) -> list[Action]:
         alive = self._alive()
-        candidates = frozenset(n for n in alive if self._tally.is_all(n))
+        candidates = self._dealers()
         answerers = frozenset(self._reports.keys() & alive)
         complaints = [(i, j) for j in answerers for i in candidates - self._reports[j]]
         cover = settle(candidates, answerers, complaints)

@@ -28,6 +28,7 @@ class ServerStage(StrEnum):
     UPLOADING = "uploading"  # candidates upload masked updates, a few at a time
     ENDORSING = "endorsing"  # holders sign the survivor set
     RECOVERING = "recovering"  # holders send aggregate encoded masks
+    COUNTING = "counting"  # plain rounds only: S is fixed and its sum is here
     DONE = "done"
     ABORTED = "aborted"
 
@@ -48,6 +49,7 @@ PHASE_OF = {
     ServerStage.UPLOADING: Phase.COLLECT,
     ServerStage.ENDORSING: Phase.ENDORSE,
     ServerStage.RECOVERING: Phase.RECOVER,
+    ServerStage.COUNTING: Phase.RECOVER,
     ServerStage.DONE: Phase.DONE,
     ServerStage.ABORTED: Phase.ABORTED,
 }
@@ -55,9 +57,10 @@ PHASE_OF = {
 SERVER_MOVES: dict[ServerStage, frozenset[ServerStage]] = {
     ServerStage.SHARING: frozenset({ServerStage.REPORTING, ServerStage.ABORTED}),
     ServerStage.REPORTING: frozenset({ServerStage.UPLOADING, ServerStage.ABORTED}),
-    ServerStage.UPLOADING: frozenset({ServerStage.ENDORSING, ServerStage.ABORTED}),
+    ServerStage.UPLOADING: frozenset({ServerStage.ENDORSING, ServerStage.COUNTING, ServerStage.ABORTED}),
     ServerStage.ENDORSING: frozenset({ServerStage.RECOVERING, ServerStage.ABORTED}),
     ServerStage.RECOVERING: frozenset({ServerStage.DONE, ServerStage.ABORTED}),
+    ServerStage.COUNTING: frozenset({ServerStage.DONE, ServerStage.ABORTED}),
     ServerStage.DONE: frozenset(),
     ServerStage.ABORTED: frozenset(),
 }
@@ -93,7 +96,8 @@ class ClientStage(StrEnum):
 
 
 CLIENT_MOVES: dict[ClientStage, frozenset[ClientStage]] = {
-    ClientStage.KEYED: frozenset({ClientStage.SHARING, ClientStage.OVER}),
+    # a round without masks goes to CANDIDATES at once: everybody may upload
+    ClientStage.KEYED: frozenset({ClientStage.SHARING, ClientStage.CANDIDATES, ClientStage.OVER}),
     ClientStage.SHARING: frozenset({ClientStage.REPORTED, ClientStage.OVER}),
     ClientStage.REPORTED: frozenset({ClientStage.CANDIDATES, ClientStage.OVER}),
     ClientStage.CANDIDATES: frozenset({ClientStage.ENDORSED, ClientStage.ANSWERED, ClientStage.OVER}),
@@ -104,7 +108,7 @@ CLIENT_MOVES: dict[ClientStage, frozenset[ClientStage]] = {
 
 Stage = ServerStage | ClientStage
 _State = TypeVar("_State", ServerStage, ClientStage, UpdateState)
-_Rows = dict[type[m.Message], tuple[frozenset[Stage], frozenset[Stage]]]
+Rows = dict[type[m.Message], tuple[frozenset[Stage], frozenset[Stage]]]
 
 _S, _C = ServerStage, ClientStage
 _SERVER_ENDED = frozenset({_S.DONE, _S.ABORTED})
@@ -112,7 +116,7 @@ _AFTER_UPLOADS = frozenset({_S.ENDORSING, _S.RECOVERING}) | _SERVER_ENDED
 _AFTER_REPORTS = frozenset({_S.UPLOADING}) | _AFTER_UPLOADS
 _AFTER_SHARING = frozenset({_S.REPORTING}) | _AFTER_REPORTS
 
-FROM_CLIENT: _Rows = {
+FROM_CLIENT: Rows = {
     # message: (stages in which the server takes it, stages in which it is late)
     m.SealedSeeds: (frozenset({_S.SHARING}), _AFTER_SHARING),
     m.EncodedMask: (frozenset({_S.SHARING}), _AFTER_SHARING),
@@ -124,10 +128,17 @@ FROM_CLIENT: _Rows = {
     m.Leave: (frozenset({_S.SHARING}) | (_AFTER_SHARING - _SERVER_ENDED), _SERVER_ENDED),
 }
 
+FROM_PLAIN_CLIENT: Rows = {
+    # a round without masks has one stage
+    m.UpdateReady: (frozenset({_S.UPLOADING}), frozenset({_S.COUNTING}) | _SERVER_ENDED),
+    m.PlainUpdate: (frozenset({_S.UPLOADING}), frozenset({_S.COUNTING}) | _SERVER_ENDED),
+    m.Leave: (frozenset({_S.UPLOADING, _S.COUNTING}), _SERVER_ENDED),
+}
+
 _RUNNING = frozenset({_C.SHARING, _C.REPORTED, _C.CANDIDATES, _C.ENDORSED, _C.ANSWERED})
 _ENDED = frozenset({_C.OVER})
 
-FROM_SERVER: _Rows = {
+FROM_SERVER: Rows = {
     # message: (stages in which the client takes it, stages in which it is late)
     m.RoundStart: (frozenset({_C.KEYED}), _ENDED),
     m.ModelPart: (_RUNNING, _ENDED),
@@ -142,7 +153,15 @@ FROM_SERVER: _Rows = {
 }
 
 
-def judge(rows: _Rows, stage: Stage, message: m.Message) -> Verdict:
+FROM_PLAIN_SERVER: Rows = {
+    m.PlainStart: (frozenset({_C.KEYED}), _ENDED),
+    m.ModelPart: (frozenset({_C.CANDIDATES}), _ENDED),
+    m.UploadGrant: (frozenset({_C.CANDIDATES}), _ENDED),
+    m.RoundEnd: (frozenset({_C.CANDIDATES}), _ENDED),
+}
+
+
+def judge(rows: Rows, stage: Stage, message: m.Message) -> Verdict:
     """What becomes of ``message`` in ``stage``.
 
     Raises:

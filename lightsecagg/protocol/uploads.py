@@ -37,7 +37,7 @@ class OutgoingUpload:
         pack: Callable[[Vector], bytes],
         message: Callable[[int, int, memoryview], Message],
     ) -> None:
-        self._own: Vector | None = vector
+        self._own = [vector]
         self._conceal: Callable[[Vector], Vector] | None = conceal
         self._concealed: Vector | None = None
         self._length = len(vector)
@@ -51,7 +51,7 @@ class OutgoingUpload:
     def close(self) -> Vector | None:
         """End every iterator at its next pull; the vector, if no part of it ever left."""
         self._grant = None
-        own, self._own = self._own, None
+        own = self._claim()
         self._conceal = self._concealed = None
         return own
 
@@ -63,19 +63,30 @@ class OutgoingUpload:
     def _parts(self, grant: int) -> Iterator[Send]:
         count = part_count(self._length, self._part)
         for index in range(count):
-            if self._grant != grant:
+            vector = self._masked() if self._grant == grant else None
+            if vector is None:
                 return
-            data = self._pack(self._masked()[index * self._part : (index + 1) * self._part])
+            data = self._pack(vector[index * self._part : (index + 1) * self._part])
             self.is_whole |= index == count - 1
             yield Send(SERVER, encode(self._message(grant, index, memoryview(data))))
 
-    def _masked(self) -> Vector:
-        if self._concealed is None:
-            assert self._own is not None
-            assert self._conceal is not None
-            self._concealed = self._conceal(self._own)
-            self._own = self._conceal = None
-        return self._concealed
+    def _masked(self) -> Vector | None:
+        """What leaves, or None where ``close`` came first."""
+        concealed, conceal = self._concealed, self._conceal
+        if concealed is None and conceal is not None and (own := self._claim()) is not None:
+            concealed = self._concealed = conceal(own)
+            self._conceal = None
+        return concealed
+
+    def _claim(self) -> Vector | None:
+        """The vector, once: to the first part that is pulled or to ``close``, in whichever threads they run.
+
+        Taking from a list is atomic, so a vector that leaves is never given back for another mask as well.
+        """
+        try:
+            return self._own.pop()
+        except IndexError:
+            return None
 
 
 @dataclass
@@ -137,8 +148,8 @@ class UploadDesk:
 
     @property
     def someone_waits(self) -> bool:
-        """Whether a client that is ready waits for a slot."""
-        return bool(self._queue)
+        """Whether a client that may upload and is ready waits for a slot."""
+        return any(number in self._admitted for number in self._queue)
 
     def state(self, number: int) -> UpdateState:
         """Where this client's update is."""

@@ -33,12 +33,19 @@ Spy = Callable[[int, int, bytes | memoryview], None]
 """Called with (sender, receiver, message) for everything that is put on the network."""
 
 
-@dataclass
-class _Outlet:
+@dataclass(eq=False)
+class Outlet:
     """A long output of one peer that is still being pulled."""
 
     owner: int
     sends: Iterator[Send]
+
+
+Link = tuple[int, int]
+"""(sender, receiver)"""
+
+Possible = Link | Outlet | int
+"""What may happen next: a link delivers, an outlet is pulled, a client hands over what it trained."""
 
 
 class Network:
@@ -69,8 +76,8 @@ class Network:
         self._updates = updates
         self._rng = rng
         self._spy = spy
-        self._links: dict[tuple[int, int], deque[bytes | memoryview]] = {}
-        self._outlets: list[_Outlet] = []
+        self._links: dict[Link, deque[bytes | memoryview]] = {}
+        self._outlets: list[Outlet] = []
         self._untrained: list[int] = []
         self._away: set[int] = set()
         self._gone: set[int] = set()
@@ -79,22 +86,31 @@ class Network:
         """Open the round."""
         self.perform(SERVER, self.server.start())
 
+    def possible(self) -> list[Possible]:
+        """What may happen next, without the caller."""
+        away = self._away
+        found: list[Possible] = [link for link in self._links if not (link[0] in away or link[1] in away)]
+        found += [outlet for outlet in self._outlets if outlet.owner not in away]
+        if self._untrained:
+            busy = {outlet.owner for outlet in self._outlets} | away
+            found += [number for number in self._untrained if number not in busy]
+        return found
+
     def step(self) -> bool:
         """Let one thing happen; False where nothing can without the caller."""
-        links = [link for link in self._links if not self._away & set(link)]
-        outlets = [outlet for outlet in self._outlets if outlet.owner not in self._away]
-        trainees = [number for number in self._untrained if self._may_upload(number)]
-        count = len(links) + len(outlets) + len(trainees)
-        if not count:
-            return False
-        choice = 0 if self._rng is None else self._rng.randrange(count)
-        if choice < len(links):
-            self._deliver(links[choice])
-        elif choice < len(links) + len(outlets):
-            self._pull(outlets[choice - len(links)])
+        found = self.possible()
+        if found:
+            self.do(found[0] if self._rng is None else self._rng.choice(found))
+        return bool(found)
+
+    def do(self, what: Possible) -> None:
+        """Let this happen."""
+        if isinstance(what, Outlet):
+            self._pull(what)
+        elif isinstance(what, int):
+            self._train(what)
         else:
-            self._train(trainees[choice - len(links) - len(outlets)])
-        return True
+            self._deliver(what)
 
     def run(self) -> None:
         """From the start to the end: take every offer, and let deadlines end what is stuck."""
@@ -148,9 +164,9 @@ class Network:
                 case Send():
                     self._put(owner, action)
                 case Stream():
-                    self._outlets.append(_Outlet(owner, action.sends))
+                    self._outlets.append(Outlet(owner, action.sends))
                 case Ready(What.SHARING):
-                    self._outlets.append(_Outlet(owner, self.clients[owner].shares()))
+                    self._outlets.append(Outlet(owner, self.clients[owner].shares()))
                 case Ready(What.TRAINING):
                     self._untrained.append(owner)
                 case Ready(what):
@@ -171,7 +187,7 @@ class Network:
             self._spy(owner, send.to, send.message)
         self._links.setdefault((owner, send.to), deque()).append(send.message)
 
-    def _deliver(self, link: tuple[int, int]) -> None:
+    def _deliver(self, link: Link) -> None:
         sender, receiver = link
         message = self._links[link].popleft()
         if not self._links[link]:
@@ -185,7 +201,7 @@ class Network:
         else:
             self.perform(receiver, self.clients[receiver].receive(message))
 
-    def _pull(self, outlet: _Outlet) -> None:
+    def _pull(self, outlet: Outlet) -> None:
         send = next(outlet.sends, None)
         if send is None:
             # It may be gone already: pulling can be what ended the round for its owner.
@@ -193,16 +209,11 @@ class Network:
         else:
             self._put(outlet.owner, send)
 
-    def _may_upload(self, number: int) -> bool:
-        dealing = any(outlet.owner == number for outlet in self._outlets)
-        return number not in self._away and not dealing
-
     def _train(self, number: int) -> None:
         self._untrained.remove(number)
         client = self.clients[number]
-        if client.has_mask:
-            self._outlets.append(_Outlet(number, client.upload(self._updates(number))))
+        if client.can_upload:
+            self._outlets.append(Outlet(number, client.upload(self._updates(number))))
 
     def _forget(self, number: int) -> None:
         self._untrained = [other for other in self._untrained if other != number]
-

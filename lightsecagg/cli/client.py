@@ -1,0 +1,66 @@
+"""``lightsecagg client``: take part in a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import click
+
+from ..errors import ConfigError
+from ..managers.checkpoint import RunFolder
+from ..managers.client import Client
+from ..managers.participation import Observer
+from .common import EXIT_CONFIG, fail, find_identity, make_tracker, read_settings, run_options, serve
+
+
+@click.command()
+@run_options
+@click.option("--rank", type=int, required=True, help="Which client this is: 1..worker_num.")
+@click.option("--role", type=click.Choice(["client"]), default="client", hidden=True)
+@click.option("--halt-at", metavar="ROUND:EVENT:FD", hidden=True, help="Freeze at an event and tell FD.")
+def client(
+    config: Path,
+    run_id: str,
+    overrides: tuple[str, ...],
+    runs: Path,
+    rank: int,
+    role: str,  # noqa: ARG001 - FedML's scripts pass it
+    halt_at: str | None,
+) -> None:
+    """Take part in the run RUN_ID as client RANK; waits for the server where that is not there yet."""
+    try:
+        settings, notices = read_settings(config, overrides)
+        if not 1 <= rank <= settings.device_args.worker_num:
+            raise ConfigError(
+                f"--rank: wanted 1..{settings.device_args.worker_num} (device_args.worker_num), found {rank}"
+            )
+        folder = RunFolder(runs, run_id, settings)
+        tracker = make_tracker(settings, folder, f"client-{rank}", notices)
+        identity = find_identity(settings, run_id, rank)
+        process = Client(settings, folder, rank, identity, tracker, _halting(halt_at))
+    except ConfigError as error:
+        fail(error, EXIT_CONFIG)
+    try:
+        serve(process.run)
+    finally:
+        tracker.close()
+
+
+def _halting(halt_at: str | None) -> Observer | None:
+    """For demonstrations and tests: hold the whole process at an exact point until somebody kills it."""
+    if halt_at is None:
+        return None
+    round_text, event, fd = halt_at.split(":")
+    rounds = 0
+
+    def observe(seen: str) -> None:
+        nonlocal rounds
+        rounds += seen in ("take RoundStart", "take PlainStart")
+        if rounds == int(round_text) and seen == event:
+            os.write(int(fd), b"!")
+            while True:
+                signal.pause()
+
+    return observe

@@ -1,0 +1,152 @@
+"""What the commands share: options, configuration, trackers, and how a process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from ..errors import CommError, ConfigError, LightSecAggError, RunStopped
+from ..identity import Identity
+from ..managers.checkpoint import RunFolder
+from ..managers.participation import RefusedError
+from ..settings import Settings, load
+from ..tracking.events import Broadcast, Notice, Tracker
+from ..tracking.jsonl import JsonLines
+from ..tracking.terminal import Terminal
+
+EXIT_CONFIG = 2  # wrong words on the command line, or a wrong configuration
+EXIT_REFUSED = 3  # the server turned this client away
+EXIT_STOPPED = 4  # the run ended early, with a reason
+EXIT_NETWORK = 5  # no server, or an address that cannot be had
+EXIT_INTERRUPTED = 130  # Ctrl-C
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def run_options(command: _F) -> _F:
+    """The options that every process of a run takes, with FedML's names."""
+    for option in reversed(
+        (
+            click.option(
+                "--cf",
+                "config",
+                type=click.Path(path_type=Path),
+                default=Path("config/fedml_config.yaml"),
+                show_default=True,
+                help="Configuration file.",
+            ),
+            click.option("--run_id", "--run-id", "run_id", required=True, help="Name of the run."),
+            click.option(
+                "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting."
+            ),
+            click.option(
+                "--runs",
+                type=click.Path(path_type=Path),
+                default=Path("runs"),
+                show_default=True,
+                help="Folder of all runs.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def read_settings(config: Path, overrides: Sequence[str]) -> tuple[Settings, list[str]]:
+    """The settings and their notices; plug-ins may lie beside the file or in the present folder.
+
+    Raises:
+        ConfigError: they are wrong.
+    """
+    for folder in (config.resolve().parent, Path.cwd()):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    return load(config, overrides)
+
+
+def make_tracker(settings: Settings, folder: RunFolder, name: str, notices: Sequence[str]) -> Tracker:
+    """The terminal, the event log ``NAME.jsonl``, and what else the settings ask for."""
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    trackers: list[Tracker] = [Terminal(), JsonLines(folder.logs / f"{name}.jsonl")]
+    given = settings.tracking_args
+    if given.enable_wandb and name == "server":
+        from ..tracking.wandb import WandbTracker  # noqa: PLC0415 - an extra, loaded where it is asked for
+
+        trackers.append(
+            WandbTracker(
+                project=given.wandb_project,
+                name=given.wandb_name or folder.run_id,
+                api_key=given.wandb_key.get_secret_value() if given.wandb_key else None,
+                config=settings.model_dump(exclude={"tracking_args"}, mode="json"),
+                directory=folder.path,
+            )
+        )
+    tracker = Broadcast(trackers)
+    for text in notices:
+        tracker.emit(Notice(text=text, level="warning"))
+    return tracker
+
+
+def find_identity(settings: Settings, run_id: str, rank: int) -> Identity:
+    """The identity that the settings name, or this rank's own, made at its first use.
+
+    Raises:
+        ConfigError: a named one is missing, or one that is there cannot be read.
+    """
+    named = settings.secure_aggregation_args.identity
+    path = default_identity(run_id, rank) if named is None else Path(named)
+    if named is None and not path.exists():
+        identity = Identity.generate()
+        identity.save(path)
+        return identity
+    return Identity.load(path)
+
+
+def default_identity(run_id: str, rank: int) -> Path:
+    """Where a rank's identity lies unless the settings say otherwise."""
+    return Path.home() / ".config" / "lightsecagg" / "identities" / f"{run_id}-{rank}"
+
+
+def serve(work: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
+    """Run a process of a run to its end and exit with the code that says how it ended.
+
+    Ctrl-C and SIGTERM stop it cleanly; a second one at once.
+    """
+    try:
+        asyncio.run(_interruptible(work))
+    except ConfigError as error:
+        fail(error, EXIT_CONFIG)
+    except RefusedError as error:
+        fail(error, EXIT_REFUSED)
+    except RunStopped as error:
+        fail(error, EXIT_STOPPED)
+    except (CommError, OSError) as error:
+        fail(error, EXIT_NETWORK)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(0)
+
+
+def fail(error: LightSecAggError | OSError, code: int) -> NoReturn:
+    """Say what is wrong, in one line on stderr, and exit."""
+    click.echo(f"lightsecagg: {error}", err=True)
+    sys.exit(code)
+
+
+async def _interruptible(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    task = asyncio.create_task(work())
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    await task

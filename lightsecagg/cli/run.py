@@ -1,0 +1,57 @@
+"""``lightsecagg run``: server and clients in one process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from ..errors import ConfigError
+from ..managers.checkpoint import RunFolder
+from ..managers.client import Client
+from ..managers.server import Server
+from ..tracking.jsonl import JsonLines
+from .common import EXIT_CONFIG, fail, find_identity, make_tracker, read_settings, run_options, serve
+
+_LAST_WORDS = 5.0  # seconds that clients may take to end after the server
+
+
+@click.command()
+@run_options
+def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> None:
+    """Run the server and all worker_num clients of RUN_ID in this process, without a network."""
+    try:
+        settings, notices = read_settings(config, [*overrides, "comm_args.backend=LOCAL"])
+        folder = RunFolder(runs, run_id, settings)
+        folder.claim()
+        tracker = make_tracker(settings, folder, "server", notices)
+        server = Server(settings, folder, tracker)
+        clients = [
+            Client(
+                settings,
+                folder,
+                rank,
+                find_identity(settings, run_id, rank),
+                JsonLines(folder.logs / f"client-{rank}.jsonl"),
+            )
+            for rank in range(1, settings.device_args.worker_num + 1)
+        ]
+    except ConfigError as error:
+        fail(error, EXIT_CONFIG)
+
+    async def everybody() -> None:
+        tasks = [asyncio.create_task(client.run()) for client in clients]
+        try:
+            await server.run()
+        finally:
+            # What a client says about the end is what the server said first.
+            _, late = await asyncio.wait(tasks, timeout=_LAST_WORDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    try:
+        serve(everybody)
+    finally:
+        tracker.close()

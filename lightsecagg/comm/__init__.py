@@ -1,0 +1,1 @@
+"""Frames of bytes between named peers; knows nothing of the protocol."""

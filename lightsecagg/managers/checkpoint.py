@@ -1,0 +1,70 @@
+"""The folder of a run: the model after every round, and the round number before it is announced."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import ConfigError
+from ..settings import Settings
+from ..training.base import State
+from ..training.registry import save_model
+from ..training.state import write_atomically
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class RunFolder:
+    """``runs/RUN_ID``: everything of a run lies there, unless the settings say otherwise.
+
+    Args:
+        runs: the folder of all runs.
+        run_id: letters, digits, ``.``, ``_`` and ``-``.
+
+    Raises:
+        ConfigError: the run id is no usable name.
+    """
+
+    def __init__(self, runs: Path, run_id: str, settings: Settings) -> None:
+        if not _RUN_ID.fullmatch(run_id):
+            raise ConfigError(f"RUN_ID: wanted up to 64 letters, digits, '.', '_' and '-', found {run_id!r}")
+        self.path = runs / run_id
+        self.run_id = run_id
+        log_folder = settings.tracking_args.log_file_dir
+        self.logs = self.path if log_folder is None else Path(log_folder) / run_id
+        named = settings.model_args.global_model_file_path
+        self.model = self.path / "model.npz" if named is None else Path(named)
+        self._round = self.path / "round"
+
+    def claim(self) -> None:
+        """Make the folder this server's; a run id is used once.
+
+        Raises:
+            ConfigError: a server has used it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._round, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError:
+            raise ConfigError(
+                f"run {self.run_id!r} exists in {self.path}; choose another RUN_ID, or move or delete that folder"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to {self.path}: {error.strerror}; choose another place with --runs"
+            ) from None
+
+    def store_round(self, number: int) -> None:
+        """Write the number down for good, before anybody hears of the round: it is never used again."""
+
+        def write(file: BinaryIO) -> None:
+            file.write(f"{number}\n".encode())
+
+        write_atomically(self._round, write)
+
+    def save_model(self, state: State) -> None:
+        """Replace the model file in one step: a reader sees the old one or the new one, whole."""
+        self.model.parent.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, state)

@@ -1,0 +1,189 @@
+"""A client of a run: it looks for the server, joins, and takes part until the server says that the run is over."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pydantic
+
+from ..comm import base as comm
+from ..errors import CommError, Reason, RemoteProtocolError, RunStopped
+from ..identity import Identity
+from ..protocol.joining import ClientJoining, Joined, JoiningRefusedError
+from ..protocol.messages import Entry
+from ..protocol.terms import Run
+from ..settings import Settings
+from ..settings.schema import TrainArgs
+from ..tracking import events
+from ..training.state import dump
+from .checkpoint import RunFolder
+from .participation import Context, ForgottenError, Observer, Participation, RefusedError
+from .scheme import make_scheme
+from .server import carrier_settings, link_settings
+from .workload import Workload
+
+
+class Client:
+    """One rank of one run. One object, one event loop.
+
+    Args:
+        settings: the client's own configuration: what protects it comes from here alone.
+        folder: where the run lies.
+        rank: 1..worker_num.
+        identity: its long-term key pair.
+        tracker: is told what happens.
+        observer: see ``Observer``.
+
+    Raises:
+        ConfigError: something that the settings name is missing or does not fit.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        rank: int,
+        identity: Identity,
+        tracker: events.Tracker,
+        observer: Observer | None = None,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._tracker = tracker
+        workload = Workload.load(settings)
+        machines, streams, training = (
+            ThreadPoolExecutor(1, name) for name in ("machines", "streams", "training")
+        )
+        self._executors = (machines, streams, training)
+        self._context = Context(
+            settings,
+            rank,
+            identity,
+            workload,
+            make_scheme(settings, workload.layout),
+            # A model travels as a dump of the state, whose length is the same every round.
+            len(dump(workload.trainer.get_state())),
+            tracker,
+            observer,
+            machines,
+            streams,
+            training,
+        )
+
+    async def run(self) -> None:
+        """Take part until the run is over.
+
+        Raises:
+            RefusedError: the server turned this client away.
+            RunStopped: the server vanished, or ended the run early.
+            CommError: no server was found.
+        """
+        started = time.monotonic()
+        outcome, reason = "failed", None
+        self._announce()
+        try:
+            while True:
+                try:
+                    await self._take_part()
+                    break
+                except ForgottenError:
+                    self._tracker.emit(events.Notice(text="the server forgot this session; joining anew"))
+            outcome = "completed"
+        except asyncio.CancelledError:
+            outcome, reason = "stopped", Reason.STOPPED_BY_USER.value
+            raise
+        except (RunStopped, CommError) as error:
+            outcome, reason = "stopped", str(error)
+            raise
+        finally:
+            for executor in self._executors:
+                executor.shutdown(wait=False, cancel_futures=True)
+            self._tracker.emit(
+                events.RunFinished(
+                    rounds=self._context.completed,
+                    aborted=0,
+                    outcome=outcome,
+                    reason=reason,
+                    seconds=time.monotonic() - started,
+                )
+            )
+
+    def _announce(self) -> None:
+        settings = self._settings
+        address = f"{settings.comm_args.grpc.host}:{settings.comm_args.grpc.port}"
+        self._tracker.emit(
+            events.RunStarted(
+                run_id=self._folder.run_id,
+                role="client",
+                num_clients=settings.cohort_size,
+                target_survivors=settings.min_clients,
+                privacy_threshold=settings.min_privacy_threshold,
+                address=address,
+                secure=settings.secure,
+                model_path=str(self._folder.model),
+                log_path=str(self._folder.logs),
+            )
+        )
+        for text in self._context.scheme.notices:
+            self._tracker.emit(events.Notice(text=text, level="warning"))
+
+    async def _take_part(self) -> None:
+        transport = comm.make_transport(
+            self._settings.comm_args.backend,
+            carrier_settings(self._settings, self._folder.run_id),
+            link_settings(self._settings),
+            on_waiting=lambda text: self._tracker.emit(events.Notice(text=text)),
+            rng=random.Random(),
+        )
+        try:
+            await transport.connect()
+            run = await self._join(transport)
+            await Participation(self._context, transport, run).run()
+        except RemoteProtocolError as error:
+            raise RunStopped(f"the server broke the protocol: {error}") from None
+        finally:
+            await transport.close(Reason.GOODBYE.value)
+
+    async def _join(self, transport: comm.Transport) -> Run:
+        joining = ClientJoining(
+            self._context.identity,
+            self._context.rank,
+            self._folder.run_id,
+            {**self._settings.agreed(), **self._context.scheme.agreed()},
+            [Entry(entry.name, entry.shape, entry.dtype) for entry in self._context.workload.layout],
+        )
+        while True:
+            match await transport.receive():
+                case comm.Payload(_, data):
+                    try:
+                        answer = joining.receive(data)
+                    except JoiningRefusedError as error:
+                        detail = f" ({error.detail})" if error.detail else ""
+                        raise RefusedError(
+                            f"the server refused this client: {error.reason.value}{detail}"
+                        ) from None
+                    if isinstance(answer, Joined):
+                        self._adopt(answer)
+                        self._tracker.emit(events.ClientJoined(rank=self._context.rank))
+                        return answer.run
+                    await transport.send(answer)
+                case comm.Gone(_, code):
+                    raise RunStopped(f"the server ended the session while this client joined: {code}")
+                case _:
+                    pass
+
+    def _adopt(self, joined: Joined) -> None:
+        """Learning rate, epochs and batch size come from the server; nothing that protects the client does."""
+        try:
+            given = TrainArgs.model_validate_json(joined.settings.get("train_args", ""))
+        except pydantic.ValidationError:
+            raise RemoteProtocolError(Reason.MALFORMED, "its training settings cannot be read") from None
+        chosen = {
+            name: getattr(given, name)
+            for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "client_optimizer")
+        }
+        own = self._settings.train_args.model_copy(update=chosen)
+        self._context.settings = self._settings.model_copy(update={"train_args": own})

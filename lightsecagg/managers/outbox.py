@@ -1,0 +1,79 @@
+"""One peer's outgoing messages: short ones in order and first, long outputs pulled only when there is room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+
+from ..protocol.actions import Send
+
+Deliver = Callable[[bytes | memoryview], Awaitable[None]]
+
+
+class Outbox:
+    """Sends what it is given, one message after another; pulling a stream waits for the carrier's room.
+
+    Belongs to one event loop. ``run`` ends with the error that ``deliver`` raises.
+
+    Args:
+        deliver: hands one message to the carrier, waiting while that is full.
+        executor: where long outputs are computed; None for the event loop itself (cheap ones).
+    """
+
+    def __init__(self, deliver: Deliver, executor: Executor | None = None) -> None:
+        self._deliver = deliver
+        self._executor = executor
+        self._messages: deque[bytes | memoryview] = deque()
+        self._streams: deque[tuple[Iterator[Send], Callable[[], None]]] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def put(self, message: bytes | memoryview) -> None:
+        """Send a short message, after those before it."""
+        self._messages.append(message)
+        self._stir()
+
+    def stream(self, sends: Iterator[Send], done: Callable[[], None] = lambda: None) -> None:
+        """Send a long output while there is nothing short to send; then call ``done``."""
+        self._streams.append((sends, done))
+        self._stir()
+
+    def drop_streams(self) -> None:
+        """Forget long outputs that were not sent; their ``done`` is not called."""
+        self._streams.clear()
+
+    async def drained(self) -> None:
+        """Wait until everything was handed to the carrier."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Send for ever."""
+        while True:
+            if self._messages:
+                await self._deliver(self._messages.popleft())
+            elif self._streams:
+                await self._pull()
+            else:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _pull(self) -> None:
+        entry = self._streams[0]
+        sends, done = entry
+        if self._executor is None:
+            send = next(sends, None)
+        else:
+            send = await asyncio.get_running_loop().run_in_executor(self._executor, next, sends, None)
+        if send is not None:
+            await self._deliver(send.message)
+        elif self._streams and self._streams[0] is entry:
+            self._streams.popleft()
+            done()
+
+    def _stir(self) -> None:
+        self._idle.clear()
+        self._wake.set()

@@ -1,0 +1,284 @@
+"""One session of a client: its rounds, from joining to the end of the run or of the link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy.typing as npt
+
+from ..comm import base as comm
+from ..errors import Reason, RunStopped, UpdateError
+from ..identity import Identity
+from ..protocol import messages as m
+from ..protocol.actions import Action, Finished, Left, Ready, Send, Stream, What
+from ..protocol.client import ClientRound
+from ..protocol.terms import Run
+from ..protocol.wire import encode, from_client, from_server
+from ..settings import Settings
+from ..tracking import events
+from ..training.base import TrainingStopped
+from ..training.state import delta, load
+from .outbox import Outbox
+from .scheme import AnyClientRound, Scheme
+from .workload import Workload, train_settings
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+Observer = Callable[[str], None]
+"""Called on the event loop with "take NAME" before a message is taken and "send NAME" before one is sent: tests
+stop a process with it at an exact point."""
+
+Source = tuple[bytes, int]
+"""What an update was trained on: the hash of the model, and the silo."""
+
+
+_FLUSH_TIMEOUT = 2.0  # seconds that the last words of a session may take
+
+
+class RefusedError(RunStopped):
+    """The server turned this client away."""
+
+
+class ForgottenError(Exception):
+    """The server no longer knows the session: join anew."""
+
+
+@dataclass
+class Context:
+    """What a client keeps from session to session."""
+
+    settings: Settings
+    rank: int
+    identity: Identity
+    workload: Workload
+    scheme: Scheme
+    model_bytes: int
+    tracker: events.Tracker
+    observe: Observer | None
+    machines: Executor
+    streams: Executor
+    training: Executor
+    sequence: int = 0
+    highest_round: int = 0
+    completed: int = 0
+    unsent: tuple[Source, npt.NDArray[Any]] | None = None
+    """An update that never left, with what it was trained on."""
+
+    def train(self, round_number: int, model: bytes, stop: threading.Event) -> npt.NDArray[Any]:
+        """Train on this round's silo and make the update; runs in the training thread.
+
+        Raises:
+            TrainingStopped: ``stop`` was set.
+            UpdateError: what came out is not finite.
+        """
+        start = load(model)
+        trainer = self.workload.trainer
+        trainer.set_state(start)
+        data = self.workload.local_data(self.workload.silo_of(self.rank, round_number))
+        done = trainer.train(data, train_settings(self.settings, self.rank, round_number), stop.is_set)
+        return self.scheme.update(delta(trainer.get_state(), start), done.num_samples)
+
+
+@dataclass
+class _Round:
+    """The present round: its machine, and the training beside it."""
+
+    machine: AnyClientRound
+    stop: threading.Event = field(default_factory=threading.Event)
+    update: npt.NDArray[Any] | None = None
+    source: Source | None = None
+
+
+class Participation:
+    """One session of a client: its rounds, from joining to the end of the run."""
+
+    def __init__(self, context: Context, transport: comm.Transport, run: Run) -> None:
+        self._context = context
+        self._transport = transport
+        self._run = run
+        self._outbox = Outbox(self._deliver, context.streams)
+        self._round = self._next_round()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_over = False
+
+    async def run(self) -> None:
+        """Take messages until the run is over."""
+        sender = asyncio.create_task(self._outbox.run())
+        receiver = asyncio.create_task(self._receive())
+        try:
+            await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiver.done():
+                sender.result()  # raises what ended it
+            await receiver
+        finally:
+            self._round.stop.set()
+            if not self._is_over and not sender.done():
+                await self._carry_out(self._round.machine.leave(Reason.STOPPED_BY_USER))
+                await self._flush()
+            for task in (sender, receiver, *self._tasks):
+                task.cancel()
+            await asyncio.gather(sender, receiver, *self._tasks, return_exceptions=True)
+
+    async def _flush(self) -> None:
+        self._outbox.drop_streams()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_TIMEOUT):
+                await self._outbox.drained()
+
+    async def _receive(self) -> None:
+        self._publish()
+        while not self._is_over:
+            match await self._transport.receive():
+                case comm.Payload(_, data):
+                    await self._payload(data)
+                case comm.Away():
+                    self._say("lost the server; trying to reach it again")
+                case comm.Back():
+                    self._say("reached the server again")
+                case comm.Gone(_, "unknown_session"):
+                    raise ForgottenError
+                case comm.Gone(_, code):
+                    raise RunStopped(f"the server is gone ({code})")
+                case _:
+                    pass
+
+    async def _payload(self, data: bytes) -> None:
+        message = from_server(data)
+        if self._context.observe is not None:
+            self._context.observe(f"take {type(message).__name__}")
+        match message:
+            case m.Finish():
+                self._is_over = True
+                self._outbox.drop_streams()
+                self._outbox.put(encode(m.FinishAcknowledged()))
+                await self._flush()
+                if message.outcome != "completed":
+                    raise RunStopped(f"the server ended the run early ({message.outcome})")
+            case m.Refused():
+                self._is_over = True
+                raise RefusedError(f"the server turned this client away: {message.reason.value}")
+            case _:
+                await self._carry_out(await self._call(lambda: self._round.machine.receive(data)))
+
+    async def _call(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._context.machines, work)
+
+    async def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._outbox.put(action.message)
+                case Stream():
+                    self._outbox.stream(action.sends)
+                case Ready(What.SHARING):
+                    self._tell_round()
+                    machine = self._round.machine
+                    assert isinstance(machine, ClientRound)
+                    self._outbox.stream(machine.shares(), self._try_upload)
+                case Ready(What.TRAINING):
+                    self._spawn(self._train(self._round))
+                case Finished():
+                    self._context.completed += 1
+                    self._spawn(self._renew(self._round))
+                case Left(reason):
+                    self._say(f"left round {self._round.machine.round_number}: {reason.value}", "warning")
+                    self._spawn(self._renew(self._round))
+                case _:
+                    pass
+
+    async def _train(self, round_: _Round) -> None:
+        context, machine = self._context, round_.machine
+        number = machine.round_number or 0
+        model = machine.model
+        round_.source = (hashlib.sha256(model).digest(), context.workload.silo_of(context.rank, number))
+        unsent, context.unsent = context.unsent, None
+        try:
+            if unsent is not None and unsent[0] == round_.source:
+                round_.update = unsent[1]
+            else:
+                loop = asyncio.get_running_loop()
+                round_.update = await loop.run_in_executor(
+                    context.training, context.train, number, model, round_.stop
+                )
+        except TrainingStopped:
+            return
+        except UpdateError as error:
+            self._say(f"this round's update cannot be sent: {error}", "warning")
+            await self._leave(round_, Reason.NOT_FINITE)
+            return
+        except Exception:
+            log.exception("training failed in round %s", number)
+            await self._leave(round_, Reason.TRAINING_FAILED)
+            return
+        self._try_upload()
+
+    async def _leave(self, round_: _Round, reason: Reason) -> None:
+        await self._carry_out(await self._call(lambda: round_.machine.leave(reason)))
+
+    def _try_upload(self) -> None:
+        """Hand the update over once training is done and every share was pulled."""
+        round_ = self._round
+        if round_.update is not None and round_.machine.can_upload:
+            update, round_.update = round_.update, None
+            for send in round_.machine.upload(update):
+                self._outbox.put(send.message)
+
+    async def _renew(self, ended: _Round) -> None:
+        """Get ready for the next round, once training has stopped."""
+        if ended is not self._round:
+            return
+        context = self._context
+        context.highest_round = max(context.highest_round, ended.machine.round_number or 0)
+        ended.stop.set()
+        self._outbox.drop_streams()
+        await asyncio.get_running_loop().run_in_executor(context.training, lambda: None)
+        unsent = ended.machine.reclaim()
+        if unsent is not None and ended.source is not None:
+            context.unsent = (ended.source, unsent)
+        self._round = self._next_round()
+        self._publish()
+
+    def _next_round(self) -> _Round:
+        context = self._context
+        context.sequence += 1
+        return _Round(
+            context.scheme.client_round(
+                context.identity,
+                context.rank,
+                self._run,
+                sequence=context.sequence,
+                after_round=context.highest_round,
+                max_model_bytes=context.model_bytes,
+            )
+        )
+
+    def _publish(self) -> None:
+        self._outbox.put(self._round.machine.round_key().message)
+
+    def _tell_round(self) -> None:
+        self._context.tracker.emit(
+            events.PhaseStarted(round=self._round.machine.round_number or 0, phase="sharing")
+        )
+
+    async def _deliver(self, message: bytes | memoryview) -> None:
+        if self._context.observe is not None:
+            self._context.observe(f"send {type(from_client(message)).__name__}")
+        await self._transport.send(message)
+
+    def _say(self, text: str, level: Literal["info", "warning"] = "info") -> None:
+        self._context.tracker.emit(events.Notice(text=text, level=level))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,259 @@
+"""One round's clock: it feeds a machine with messages and deadlines, and carries out what the machine asks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from ..errors import AbortReason, Reason, RoundAborted
+from ..protocol.actions import (
+    Aborted,
+    Action,
+    ClientDropped,
+    Finished,
+    Ready,
+    Send,
+    StageReached,
+    Stream,
+    UploadCompleted,
+    What,
+)
+from ..protocol.collecting import RoundResult
+from ..protocol.machine import ServerMachine
+from ..protocol.transitions import ServerStage
+from ..settings import Settings
+from ..tracking.events import ClientLost, PhaseStarted, Tracker, UploadDone
+from .scheme import Free
+from .session import FromClient, RoundEvent, Session, Status, StatusChanged
+
+_T = TypeVar("_T")
+
+GRACE = 2.0
+"""Seconds that a stage waits for an absent client once the others suffice."""
+
+_OWN_TERMS = frozenset(
+    {
+        Reason.BELOW_FLOOR,
+        Reason.TERMS_DIFFER,
+        Reason.UNKNOWN_IDENTITY,
+        Reason.BAD_COHORT,
+        Reason.BAD_SIGNATURE,
+    }
+)
+"""Reasons for which a client would leave every round of this run: it is not asked again."""
+
+_HOSTILE = frozenset({Reason.PROTOCOL_VIOLATION, Reason.MALFORMED, Reason.BAD_LENGTH, Reason.BAD_ELEMENT})
+"""Reasons that no honest client gives cause for: its sender is turned away."""
+
+
+class RoundRunner:
+    """Runs one round to its end. One object, one round, one event loop.
+
+    Args:
+        machine: the round.
+        session: the clients.
+        cohort: who takes part; client numbers are the places from 1.
+        settings: the timeouts.
+        tracker: is told what happens.
+        executor: the one thread on which the machine runs.
+    """
+
+    def __init__(
+        self,
+        machine: ServerMachine,
+        session: Session,
+        cohort: Sequence[Free],
+        settings: Settings,
+        tracker: Tracker,
+        executor: Executor,
+    ) -> None:
+        self._machine = machine
+        self._session = session
+        self._ranks = [client.rank for client in cohort]
+        self._numbers = {rank: number for number, rank in enumerate(self._ranks, start=1)}
+        self._tracker = tracker
+        self._executor = executor
+        self._slot_timeout = settings.secure_aggregation_args.slot_timeout
+        given = settings.secure_aggregation_args
+        self._timeouts = {
+            ServerStage.SHARING: given.share_timeout,
+            ServerStage.REPORTING: given.report_timeout,
+            ServerStage.UPLOADING: given.upload_timeout,
+            ServerStage.ENDORSING: given.recovery_timeout,
+            ServerStage.RECOVERING: given.recovery_timeout,
+        }
+        self._stage_ends = float("inf")
+        self._close_at = float("inf")
+        self._slots: dict[int, tuple[int, int, float]] = {}
+        self._uploaded = 0
+        self._is_over = False
+        self._clock = time.monotonic()
+        self._phase = ""
+        self.seconds: dict[str, float] = {}
+        """Wall time of each phase so far."""
+
+    async def run(self) -> RoundResult:
+        """Run the round.
+
+        Raises:
+            RoundAborted: it ended without a sum.
+        """
+        self._session.in_round = True
+        try:
+            await self._carry_out(await self._call(self._machine.start))
+            await self._carry_out(await self._call(lambda: self._feed(self._absences())))
+            while not self._is_over:
+                events = await self._next_events()
+                await self._carry_out(await self._call(lambda: self._feed(events)))  # noqa: B023 - awaited here
+                await self._carry_out(await self._call(self._expire))
+        except asyncio.CancelledError:
+            await self._carry_out(self._machine.abort(AbortReason.STOPPED))
+            raise
+        finally:
+            self._enter("")
+            self._session.in_round = False
+            while not self._session.events.empty():
+                self._session.events.get_nowait()
+            for rank in self._ranks:
+                self._session.clients[rank].outbox.drop_streams()
+        return self._machine.finish()
+
+    def _absences(self) -> list[RoundEvent]:
+        """Whoever broke off between the draw and the start."""
+        clients = [self._session.clients[rank] for rank in self._ranks]
+        return [
+            StatusChanged(client.rank, client.status) for client in clients if client.status is not Status.UP
+        ]
+
+    async def _next_events(self) -> list[RoundEvent]:
+        events: list[RoundEvent] = []
+        wait = max(0.0, self._next_wakeup() - time.monotonic())
+        try:
+            async with asyncio.timeout(wait):
+                events.append(await self._session.events.get())
+        except TimeoutError:
+            pass
+        while not self._session.events.empty():
+            events.append(self._session.events.get_nowait())
+        return events
+
+    def _feed(self, events: Sequence[RoundEvent]) -> list[Action]:
+        actions: list[Action] = []
+        for event in events:
+            number = self._numbers.get(event.rank)
+            if number is None:
+                continue
+            if isinstance(event, FromClient):
+                actions += self._machine.receive(number, event.message)
+            elif event.status is Status.AWAY:
+                actions += self._machine.away(number)
+            elif event.status is Status.UP:
+                actions += self._machine.back(number)
+            else:
+                actions += self._machine.lose(number, event.reason)
+        return actions
+
+    def _next_wakeup(self) -> float:
+        times = [self._stage_ends, self._close_at]
+        if self._machine.uploads_wait:
+            times += [since + self._slot_timeout for _, _, since in self._slots.values()]
+        return min(times)
+
+    def _expire(self) -> list[Action]:
+        """What the clock alone brings about."""
+        now = time.monotonic()
+        actions: list[Action] = []
+        progress: dict[int, tuple[int, int, float]] = {}
+        for number, (grant, parts) in self._machine.slot_holders.items():
+            seen = self._slots.get(number)
+            progress[number] = seen if seen and seen[:2] == (grant, parts) else (grant, parts, now)
+        self._slots = progress
+        if self._machine.uploads_wait:
+            for number, (_, _, since) in progress.items():
+                if now - since >= self._slot_timeout:
+                    actions += self._machine.revoke(number)
+        if now >= self._close_at:
+            self._close_at = float("inf")
+            if all(not self._is_up(number) for number in self._machine.missing):
+                return actions + self._machine.deadline()
+        if now >= self._stage_ends:
+            self._stage_ends = float("inf")
+            actions += self._machine.deadline()
+        return actions
+
+    def _is_up(self, number: int) -> bool:
+        return self._session.clients[self._ranks[number - 1]].status is Status.UP
+
+    async def _call(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def _carry_out(self, actions: Sequence[Action]) -> None:
+        todo = deque(actions)
+        while todo:
+            match todo.popleft():
+                case Send(to, message):
+                    self._session.send(self._ranks[to - 1], message)
+                case Stream(to, sends):
+                    self._session.clients[self._ranks[to - 1]].outbox.stream(sends)
+                case StageReached(stage):
+                    self._reached(ServerStage(stage))
+                case ClientDropped(number, reason):
+                    self._dropped(self._ranks[number - 1], reason)
+                case UploadCompleted(number):
+                    self._uploaded += 1
+                    self._tracker.emit(
+                        UploadDone(
+                            round=self._machine.round_number,
+                            rank=self._ranks[number - 1],
+                            done=self._uploaded,
+                            of=len(self._machine.survivors | self._machine.missing),
+                        )
+                    )
+                case Ready(What.FREEZE):
+                    if self._machine.can_freeze:
+                        todo.extend(await self._call(self._machine.freeze))
+                case Ready(What.CLOSE):
+                    self._close_at = self._grace_ends()
+                case Ready(What.DECODE):
+                    self._enter("decoding")
+                    todo.extend(await self._call(self._decode))
+                case Finished() | Aborted():
+                    self._is_over = True
+                case _:
+                    pass
+
+    def _decode(self) -> list[Action]:
+        try:
+            self._machine.finish()
+        except RoundAborted:
+            pass  # `run` raises it again, once the clients were told
+        return self._machine.end()
+
+    def _grace_ends(self) -> float:
+        ranks = [self._ranks[number - 1] for number in self._machine.missing]
+        return max((self._session.clients[rank].away_since + GRACE for rank in ranks), default=0.0)
+
+    def _reached(self, stage: ServerStage) -> None:
+        self._close_at = float("inf")
+        self._stage_ends = time.monotonic() + self._timeouts.get(stage, float("inf"))
+        if stage in self._timeouts:
+            self._enter(stage.value)
+
+    def _enter(self, phase: str) -> None:
+        now = time.monotonic()
+        if self._phase:
+            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._clock
+        self._clock, self._phase = now, phase
+        if phase:
+            self._tracker.emit(PhaseStarted(round=self._machine.round_number, phase=phase))
+
+    def _dropped(self, rank: int, reason: Reason) -> None:
+        self._tracker.emit(
+            ClientLost(rank=rank, reason=reason.value, round=self._machine.round_number, phase=self._phase)
+        )
+        if reason in _HOSTILE or reason in _OWN_TERMS:
+            self._session.expel(rank, reason)

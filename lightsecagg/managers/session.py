@@ -1,0 +1,351 @@
+"""Who takes part: joining, presence, readiness, and the messages of those who joined.
+
+The session pumps the hub's events; what concerns a round goes to the round's own queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from ..comm import base as comm
+from ..errors import CommError, Reason, RemoteProtocolError
+from ..identity import Roster
+from ..protocol import messages as m
+from ..protocol.joining import JoiningRefusedError, ServerJoining, refusal, welcome
+from ..protocol.terms import Run, is_signed
+from ..protocol.wire import encode, from_client
+from ..sealing import is_round_key
+from ..tracking.events import ClientJoined, ClientLost, ClientRefused, Tracker
+from .outbox import Outbox
+from .scheme import Free
+
+_QUEUE = 64  # messages between the hub and a round: beyond that the hub gives no more credit
+_HELLO_TIMEOUT = 30.0  # seconds that a connection may take to say who it is
+
+
+class Status(Enum):
+    """Where a client that joined is."""
+
+    UP = auto()
+    AWAY = auto()
+    GONE = auto()
+
+
+@dataclass
+class Client:
+    """One rank of the run, and the process that holds it."""
+
+    rank: int
+    identity: bytes
+    peer: int
+    outbox: Outbox
+    sender: asyncio.Task[None] | None = None
+    status: Status = Status.UP
+    away_since: float = 0.0
+    sequence: int = -1
+    free: Free | None = None
+    """Set while it may be drawn into a round: it published a key that no round has used."""
+    knows_end: bool = False
+
+
+@dataclass(frozen=True)
+class FromClient:
+    """A message of a client, for the round."""
+
+    rank: int
+    message: bytes
+
+
+@dataclass(frozen=True)
+class StatusChanged:
+    """A client's status changed; ``reason`` says why it is gone."""
+
+    rank: int
+    status: Status
+    reason: Reason = Reason.LINK_LOST
+
+
+RoundEvent = FromClient | StatusChanged
+
+
+@dataclass
+class Session:
+    """The clients of one run. Belongs to one event loop.
+
+    Args:
+        hub: the carrier.
+        run: the run that may be joined.
+        worker_num: ranks are 1..worker_num.
+        agreed: what must be alike at joining, key path to value.
+        layout: the model's entries.
+        given: settings that the server sets.
+        roster: who may take part.
+        secure: whether readiness comes as a signed round key.
+        stall_timeout: seconds that a client's buffer may stay full.
+        tracker: is told who comes and goes.
+    """
+
+    hub: comm.Hub
+    run: Run
+    worker_num: int
+    agreed: Mapping[str, str]
+    layout: Sequence[m.Entry]
+    given: Mapping[str, str]
+    roster: Roster | None
+    secure: bool
+    stall_timeout: float
+    tracker: Tracker
+    clients: dict[int, Client] = field(default_factory=dict)
+    events: asyncio.Queue[RoundEvent] = field(default_factory=lambda: asyncio.Queue(_QUEUE))
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _joining: dict[int, tuple[ServerJoining, asyncio.TimerHandle]] = field(default_factory=dict)
+    _ranks: dict[int, int] = field(default_factory=dict)
+    _refused: dict[bytes, Reason] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    in_round: bool = False
+    """Whether a round takes the events; between rounds its late messages are dropped."""
+    is_over: bool = False
+    """Whether the run has ended: nobody joins any more."""
+
+    async def pump(self) -> None:
+        """Take the hub's events for ever."""
+        while True:
+            event = await self.hub.receive()
+            match event:
+                case comm.Arrived():
+                    self._arrived(event.peer)
+                case comm.Payload():
+                    await self._payload(event.peer, event.data)
+                case comm.Away():
+                    await self._set_status(event.peer, Status.AWAY)
+                case comm.Back():
+                    await self._set_status(event.peer, Status.UP)
+                case comm.Gone():
+                    await self._gone(event.peer, event.reason)
+            async with self.changed:
+                self.changed.notify_all()
+
+    async def until(self, condition: Callable[[], bool], timeout: float) -> bool:  # noqa: ASYNC109
+        """Wait until ``condition`` holds, looking after every event; False where ``timeout`` was first."""
+        try:
+            async with asyncio.timeout(timeout), self.changed:
+                await self.changed.wait_for(condition)
+        except TimeoutError:
+            return condition()
+        return True
+
+    def up(self) -> list[Client]:
+        """The clients that are there, by rank."""
+        return [client for _, client in sorted(self.clients.items()) if client.status is Status.UP]
+
+    def here(self) -> list[Client]:
+        """The clients that are there or may come back, by rank."""
+        return [client for _, client in sorted(self.clients.items()) if client.status is not Status.GONE]
+
+    def free(self) -> list[Free]:
+        """The clients that may be drawn into a round now, by rank."""
+        return [client.free for client in self.up() if client.free is not None]
+
+    def send(self, rank: int, message: bytes | memoryview) -> None:
+        """Queue a message for a client; nothing happens for one that is gone."""
+        client = self.clients.get(rank)
+        if client is not None and client.status is not Status.GONE:
+            client.outbox.put(message)
+
+    def expel(self, rank: int, reason: Reason) -> None:
+        """Turn a client away for the rest of the run."""
+        client = self.clients[rank]
+        self._refused[client.identity] = reason
+        self._part_with(client, reason)
+
+    def bytes_of(self, rank: int) -> int:
+        """Bytes on the wire to and from the process that holds a rank."""
+        stats = self.hub.stats(self.clients[rank].peer)
+        return stats.bytes_sent + stats.bytes_received
+
+    async def finish(self, outcome: str, timeout: float) -> None:  # noqa: ASYNC109
+        """Tell everybody that the run is over, and wait until those who are there know it."""
+        self.is_over = True
+        message = encode(m.Finish(outcome))
+        for client in self.here():
+            client.free = None
+            client.outbox.drop_streams()
+            client.outbox.put(message)
+        await self.until(lambda: all(client.knows_end for client in self.up()), timeout)
+
+    async def close(self) -> None:
+        """Stop sending."""
+        tasks = [client.sender for client in self.clients.values() if client.sender is not None]
+        for task in [*tasks, *self._tasks]:
+            task.cancel()
+        for _, timer in self._joining.values():
+            timer.cancel()
+        await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+
+    def _arrived(self, peer: int) -> None:
+        joining = ServerJoining(self.run, self.worker_num, self.agreed, self.layout, self.roster)
+        timer = asyncio.get_running_loop().call_later(
+            _HELLO_TIMEOUT, self._turn_away, peer, Reason.LINK_LOST, ""
+        )
+        self._joining[peer] = (joining, timer)
+        self.hub.try_send(peer, joining.challenge())
+
+    async def _payload(self, peer: int, data: bytes) -> None:
+        if peer in self._joining:
+            self._hello(peer, data)
+            return
+        rank = self._ranks.get(peer)
+        if rank is None:
+            return
+        client = self.clients[rank]
+        try:
+            message = from_client(data)
+        except RemoteProtocolError as error:
+            self.expel(rank, error.reason)
+            return
+        match message:
+            case m.RoundKeyMessage() if self.secure:
+                self._take_key(client, message)
+            case m.PlainReady() if not self.secure:
+                client.free = Free(rank, None)
+            case m.FinishAcknowledged() if self.is_over:
+                client.knows_end = True
+            case m.Hello() | m.RoundKeyMessage() | m.PlainReady() | m.FinishAcknowledged():
+                self.expel(rank, Reason.PROTOCOL_VIOLATION)
+            case _ if self.in_round:
+                await self.events.put(FromClient(rank, data))
+            case _:
+                pass  # anything of an ended round is late
+
+    def _hello(self, peer: int, data: bytes) -> None:
+        joining, timer = self._joining.pop(peer)
+        timer.cancel()
+        try:
+            applicant = joining.receive(data)
+            self._admit(peer, applicant.rank, applicant.identity)
+        except JoiningRefusedError as error:
+            rank = _rank_named(data)
+            self.tracker.emit(ClientRefused(rank=rank, reason=error.reason.value, detail=error.detail))
+            self._turn_away(peer, error.reason, error.detail)
+
+    def _admit(self, peer: int, rank: int, identity: bytes) -> None:
+        if self.is_over:
+            raise JoiningRefusedError(Reason.RUN_OVER)
+        if identity in self._refused:
+            raise JoiningRefusedError(Reason.REFUSED_FOR_RUN, self._refused[identity].value)
+        holder = self.clients.get(rank)
+        if holder is not None and holder.status is not Status.GONE:
+            if holder.status is Status.UP:
+                raise JoiningRefusedError(Reason.RANK_TAKEN, f"rank {rank} is taken by a client that is up")
+            if holder.identity != identity:
+                raise JoiningRefusedError(Reason.RANK_TAKEN, f"rank {rank} waits for its own identity")
+            self._part_with(holder, Reason.REPLACED)
+        taken = [c.rank for c in self.here() if c.identity == identity and c.rank != rank]
+        if taken:
+            raise JoiningRefusedError(Reason.RANK_TAKEN, f"this identity is rank {taken[0]} already")
+        outbox = Outbox(lambda message: self._deliver(peer, message))
+        client = Client(rank, identity, peer, outbox)
+        client.sender = asyncio.create_task(self._run_outbox(client))
+        self.clients[rank] = client
+        self._ranks[peer] = rank
+        outbox.put(welcome(self.given))
+        self.tracker.emit(ClientJoined(rank=rank))
+
+    def _take_key(self, client: Client, message: m.RoundKeyMessage) -> None:
+        member = m.Member(client.rank, client.identity, message.sequence, message.key, message.signature)
+        if (
+            message.sequence <= client.sequence
+            or not is_signed(member, self.run)
+            or not is_round_key(message.key)
+        ):
+            self.expel(client.rank, Reason.BAD_SIGNATURE)
+            return
+        client.sequence = message.sequence
+        client.free = Free(client.rank, member)
+
+    async def _deliver(self, peer: int, message: bytes | memoryview) -> None:
+        async with asyncio.timeout(self.stall_timeout):
+            await self.hub.send(peer, message)
+
+    async def _run_outbox(self, client: Client) -> None:
+        try:
+            await client.outbox.run()
+        except TimeoutError:
+            await self._lost(client, Reason.STALLED)
+            self._spawn(self.hub.close_peer(client.peer, Reason.STALLED.value))
+        except CommError:
+            pass  # the hub's own event says why
+
+    async def _set_status(self, peer: int, status: Status) -> None:
+        rank = self._ranks.get(peer)
+        if rank is None:
+            return
+        client = self.clients[rank]
+        client.status = status
+        client.away_since = time.monotonic()
+        if self.in_round:
+            await self.events.put(StatusChanged(rank, status))
+
+    async def _gone(self, peer: int, reason: str) -> None:
+        if peer in self._joining:
+            self._joining.pop(peer)[1].cancel()
+        rank = self._ranks.get(peer)
+        if rank is not None:
+            known = Reason(reason) if reason in set(Reason) else Reason.LINK_LOST
+            await self._lost(self.clients[rank], known)
+
+    async def _lost(self, client: Client, reason: Reason) -> None:
+        self._ranks.pop(client.peer, None)
+        if client.status is Status.GONE:
+            return
+        client.status, client.free = Status.GONE, None
+        if self.in_round:
+            await self.events.put(StatusChanged(client.rank, Status.GONE, reason))
+        elif not self.is_over:
+            self.tracker.emit(ClientLost(rank=client.rank, reason=reason.value))
+
+    def _part_with(self, client: Client, reason: Reason) -> None:
+        """Tell a client why, and let its session end."""
+        client.outbox.drop_streams()
+        client.outbox.put(refusal(reason))
+        self._ranks.pop(client.peer, None)
+        was_here = client.status is not Status.GONE
+        client.status, client.free = Status.GONE, None
+        if was_here:
+            if self.in_round:
+                self._spawn(self.events.put(StatusChanged(client.rank, Status.GONE, reason)))
+            else:
+                self.tracker.emit(ClientLost(rank=client.rank, reason=reason.value))
+        self._spawn(self._close_peer(client, reason))
+
+    async def _close_peer(self, client: Client, reason: Reason) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.stall_timeout):
+                await client.outbox.drained()
+        await self.hub.close_peer(client.peer, reason.value)
+        if client.sender is not None:
+            client.sender.cancel()
+
+    def _turn_away(self, peer: int, reason: Reason, detail: str) -> None:
+        self._joining.pop(peer, None)
+        self.hub.try_send(peer, refusal(reason, detail))
+        self._spawn(self.hub.close_peer(peer, reason.value))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _rank_named(data: bytes) -> int | None:
+    try:
+        message = from_client(data)
+    except RemoteProtocolError:
+        return None
+    return message.rank if isinstance(message, m.Hello) else None

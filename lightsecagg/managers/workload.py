@@ -1,0 +1,92 @@
+"""What a process trains and measures with: data, silos, trainer and layout, from the settings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..settings import Settings
+from ..training.base import Dataset, LocalData, Trainer, TrainSettings
+from ..training.data import load_dataset
+from ..training.partition import partition
+from ..training.registry import make_trainer, set_threads
+from ..training.state import Layout, layout_of
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Data and trainer of one process; the trainer is not thread-safe."""
+
+    settings: Settings
+    dataset: Dataset
+    trainer: Trainer
+    layout: Layout
+
+    @classmethod
+    def load(cls, settings: Settings) -> Workload:
+        """Read the data set and build the trainer.
+
+        Raises:
+            ConfigError: something that the settings name is missing or does not fit.
+        """
+        seed = settings.common_args.random_seed
+        dataset = load_dataset(settings.data_args.dataset, settings.data_args.data_cache_dir, seed)
+        trainer = make_trainer(
+            settings.model_args.trainer, settings.model_args.model, dataset, seed, args=_flat(settings)
+        )
+        set_threads(settings.device_args.threads or _fair_threads(settings))
+        return cls(settings, dataset, trainer, layout_of(trainer.get_state()))
+
+    @cached_property
+    def _silos(self) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        data = self.settings.data_args
+        return partition(
+            self.dataset.train_y,
+            self.settings.num_silos,
+            data.partition_method,
+            data.partition_alpha,
+            self.settings.common_args.random_seed,
+        )
+
+    def silo_of(self, rank: int, round_number: int) -> int:
+        """Which silo client ``rank`` trains on: its own, or, with more silos than clients, a draw a round."""
+        if self.settings.num_silos == self.settings.device_args.worker_num:
+            return rank - 1
+        seeded = np.random.default_rng([self.settings.common_args.random_seed, round_number])
+        return int(seeded.permutation(self.settings.num_silos)[rank - 1])
+
+    def local_data(self, silo: int) -> LocalData:
+        """The training samples of one silo."""
+        indices = self._silos[silo]
+        return LocalData(self.dataset.train_x[indices], self.dataset.train_y[indices])
+
+
+def train_settings(settings: Settings, rank: int, round_number: int) -> TrainSettings:
+    """How a client trains in one round; the batch order is seeded by run seed, rank and round."""
+    given = settings.train_args
+    text = f"batches {settings.common_args.random_seed} {rank} {round_number}".encode()
+    seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+    return TrainSettings(
+        given.epochs, given.batch_size, given.learning_rate, given.weight_decay, given.client_optimizer, seed
+    )
+
+
+def _fair_threads(settings: Settings) -> int:
+    """Cores over the clients on this host; a server on loopback means that all of them are here."""
+    cores = len(os.sched_getaffinity(0))
+    local = settings.comm_args.backend == "LOCAL" or settings.comm_args.grpc.host in (
+        "127.0.0.1",
+        "localhost",
+        "::1",
+    )
+    return max(1, cores // settings.device_args.worker_num) if local else cores
+
+
+def _flat(settings: Settings) -> dict[str, object]:
+    """The settings as FedML's one flat ``args`` object has them."""
+    sections = settings.model_dump(exclude={"tracking_args": {"wandb_key"}})
+    return {key: value for section in sections.values() for key, value in section.items()}

@@ -1,0 +1,304 @@
+"""The pair without masks: plain federated averaging, for comparison.
+
+Its machines are separate from the secure pair's, and its messages are others: a client configured for secure
+aggregation has no way to send what these send.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import AbortReason, LocalProtocolError, Reason, RemoteProtocolError, RoundAborted, UpdateError
+from . import messages as m
+from .actions import SERVER, Action, Finished, Left, Ready, Send, StageReached, Stream, What
+from .collecting import RoundResult
+from .machine import Presence, ServerMachine
+from .model import ModelAssembly, model_stream
+from .transitions import (
+    CLIENT_MOVES,
+    FROM_PLAIN_CLIENT,
+    FROM_PLAIN_SERVER,
+    ClientStage,
+    ServerStage,
+    Verdict,
+    judge,
+    move,
+)
+from .uploads import OutgoingUpload, UploadDesk
+from .wire import PART_BYTES, encode, from_server
+
+Floats = npt.NDArray[np.float32]
+
+_PART = PART_BYTES // 4  # float32 coordinates in a part
+
+
+def weighted(update: npt.NDArray[np.floating], weight: int, max_weight: int) -> Floats:
+    """What a plain client uploads: w · x and n, (d + 1,) float32, as in ``FixedPoint.quantize`` but not
+    quantized.
+
+    Raises:
+        UpdateError: the update is not one-dimensional or not finite.
+    """
+    if update.ndim != 1 or not np.isfinite(update).all():
+        raise UpdateError("wanted a finite update of shape (d,)")
+    weight = min(weight, max_weight)
+    return np.append(update * (weight / max_weight), weight).astype(np.float32)
+
+
+class PlainServerRound(ServerMachine):
+    """The server of one plain round (its use: see ``ServerMachine``). Not thread-safe.
+
+    Args:
+        round_number: above every number used in the run.
+        num_clients: clients in the cohort.
+        target_survivors: updates without which the round aborts.
+        dimension: d, coordinates of an update.
+        max_weight: the weight that counts as 1.
+        model: the global model, opaque.
+        upload_slots: updates that may be on their way at a time.
+    """
+
+    _rows = FROM_PLAIN_CLIENT
+    _first = ServerStage.UPLOADING
+
+    def __init__(
+        self,
+        round_number: int,
+        num_clients: int,
+        target_survivors: int,
+        dimension: int,
+        max_weight: int,
+        model: bytes,
+        *,
+        upload_slots: int = 4,
+    ) -> None:
+        total = np.zeros(dimension + 1, dtype=np.float64)
+        desk = UploadDesk(round_number, dimension + 1, _PART, _read_floats, total, upload_slots)
+        super().__init__(round_number, num_clients, target_survivors, desk)
+        self._max_weight = max_weight
+        self._model = model
+        self._survivors: frozenset[int] = frozenset()
+
+    @property
+    def survivors(self) -> frozenset[int]:
+        return self._survivors or self._desk.inside
+
+    @property
+    def missing(self) -> frozenset[int]:
+        return self._alive() - self._desk.inside if self._stage is ServerStage.UPLOADING else frozenset()
+
+    @property
+    def can_freeze(self) -> bool:
+        return self._stage is ServerStage.UPLOADING and len(self._desk.inside) >= self._target_survivors
+
+    @property
+    def can_decode(self) -> bool:
+        return self._stage is ServerStage.COUNTING
+
+    def start(self) -> list[Action]:
+        opening = m.PlainStart(self.round_number, len(self._model), hashlib.sha256(self._model).digest())
+        actions: list[Action] = [StageReached(self._stage.value)]
+        actions += self._send_to(self._presence, encode(opening))
+        actions += [model_stream(self.round_number, number, self._model) for number in self._presence]
+        return [*actions, *self._desk.admit(self._presence)]
+
+    def deadline(self) -> list[Action]:
+        if self._stage is not ServerStage.UPLOADING:
+            return []
+        return self.freeze() if self.can_freeze else self.abort(AbortReason.TOO_FEW_UPDATES)
+
+    def freeze(self) -> list[Action]:
+        if not self.can_freeze:
+            raise LocalProtocolError("freeze() wants can_freeze: enough updates in")
+        self._survivors = self._desk.inside
+        self._desk.admit(())
+        self._move(ServerStage.COUNTING)
+        return [StageReached(self._stage.value), *self._settle()]
+
+    def finish(self) -> RoundResult:
+        if self._abort_reason is not None:
+            raise RoundAborted(self._abort_reason)
+        if self._result is None:
+            if not self.can_decode:
+                raise LocalProtocolError("finish() wants can_decode: freeze() first")
+            total, weight = self._desk.total[:-1], round(float(self._desk.total[-1]))
+            mean = total * (self._max_weight / weight) if weight else np.zeros(len(total))
+            self._result = RoundResult(mean, weight, tuple(sorted(self._survivors)))
+            self._move(ServerStage.DONE)
+        return self._result
+
+    def _take(self, number: int, message: m.FromClient, raw: bytes | memoryview) -> list[Action]:  # noqa: ARG002
+        match message:
+            case m.UpdateReady():
+                return self._desk.ready(number)
+            case m.PlainUpdate():
+                actions = self._desk.take(number, message.grant, message.index, message.data)
+                self.late_messages += actions is None
+                return actions or []
+            case m.Leave():
+                return self.lose(number, message.reason)
+            case _:  # pragma: no cover - `judge` lets nothing else through
+                raise AssertionError(message)
+
+    def _settle(self) -> list[Action]:
+        match self._stage:
+            case ServerStage.COUNTING:
+                return self._offer(What.DECODE)
+            case ServerStage.UPLOADING:
+                if len(self._desk.inside | self._alive()) < self._target_survivors:
+                    return self.abort(AbortReason.TOO_FEW_UPDATES)
+                if not self.missing:
+                    return self._offer(What.FREEZE)
+                nobody_up = all(self._presence[number] is Presence.AWAY for number in self.missing)
+                return self._offer(What.CLOSE) if nobody_up and self.can_freeze else []
+            case _:
+                return []
+
+
+def _read_floats(data: memoryview, count: int) -> Floats:
+    if len(data) != 4 * count:
+        raise RemoteProtocolError(Reason.BAD_LENGTH, "a part of an update of a wrong length")
+    vector = np.frombuffer(data, dtype="<f4")
+    if not np.isfinite(vector).all():
+        raise RemoteProtocolError(Reason.BAD_ELEMENT, "an update that is not finite")
+    return vector.astype(np.float32, copy=False)
+
+
+@dataclass
+class _Running:
+    round: int
+    assembly: ModelAssembly
+    upload: OutgoingUpload | None = None
+
+
+class PlainClientRound:
+    """One client, one plain round; used like ``ClientRound``, without shares. Not thread-safe.
+
+    Args:
+        dimension: d, coordinates of an update.
+        sequence: number of this readiness, unique in the run.
+        after_round: the highest round number seen so far.
+        max_model_bytes: longest model it takes.
+    """
+
+    def __init__(
+        self, dimension: int, *, sequence: int = 0, after_round: int = 0, max_model_bytes: int = 2**32
+    ) -> None:
+        self._length = dimension + 1
+        self._sequence = sequence
+        self._after_round = after_round
+        self._max_model_bytes = max_model_bytes
+        self._stage = ClientStage.KEYED
+        self._running: _Running | None = None
+        self._unsent: Floats | None = None
+        self.round_number: int | None = None
+        self.late_messages = 0
+
+    @property
+    def stage(self) -> ClientStage:
+        """Where the round stands here."""
+        return self._stage
+
+    @property
+    def model(self) -> bytes:
+        """The global model, once ``Ready(TRAINING)`` was given."""
+        if self._running is None or self._running.assembly.model is None:
+            raise LocalProtocolError("no model: it is there from Ready(TRAINING) to the end of the round")
+        return self._running.assembly.model
+
+    @property
+    def can_upload(self) -> bool:
+        """Whether ``upload()`` may be called."""
+        return self._running is not None and self._running.upload is None
+
+    def round_key(self) -> Send:
+        """What tells the server that this client is free for a round."""
+        return Send(SERVER, encode(m.PlainReady(self._sequence)))
+
+    def receive(self, message: bytes | memoryview) -> list[Action]:
+        """Take a message of the server; what it cannot have sent makes the client leave."""
+        try:
+            decoded = from_server(message)
+            number = m.round_of(decoded)
+            seen = self._after_round if self.round_number is None else self.round_number - 1
+            late = number is not None and number <= seen and not isinstance(decoded, m.PlainStart)
+            if late or judge(FROM_PLAIN_SERVER, self._stage, decoded) is Verdict.LATE:
+                self.late_messages += 1
+                return []
+            return self._take(decoded)
+        except RemoteProtocolError as error:
+            return self.leave(error.reason)
+
+    def upload(self, update: Floats) -> Iterator[Send]:
+        """Hand over the one update of this round, (d + 1,) float32 as ``weighted`` gives it."""
+        if self._running is None or self._running.upload is not None:
+            raise LocalProtocolError("upload() is for once, while the round runs")
+        if update.shape != (self._length,) or update.dtype != np.float32:
+            raise UpdateError(
+                f"wanted float32 of shape ({self._length},), found {update.dtype} {update.shape}"
+            )
+        number = self._running.round
+        self._running.upload = OutgoingUpload(
+            update,
+            lambda vector: vector,
+            _PART,
+            lambda piece: piece.astype("<f4").tobytes(),
+            lambda grant, index, data: m.PlainUpdate(number, grant, index, data),
+        )
+        return iter([Send(SERVER, encode(m.UpdateReady(number)))])
+
+    def reclaim(self) -> Floats | None:
+        """After the round: the update, if no part of it ever left."""
+        unsent, self._unsent = self._unsent, None
+        return unsent
+
+    def leave(self, reason: Reason) -> list[Action]:
+        """Leave the round, telling the server why."""
+        if self._stage is ClientStage.OVER:
+            return []
+        actions: list[Action] = [Left(reason)]
+        if self.round_number is not None:
+            actions.insert(0, Send(SERVER, encode(m.Leave(self.round_number, reason))))
+        self._end()
+        return actions
+
+    def _take(self, message: m.FromServer) -> list[Action]:
+        if isinstance(message, m.PlainStart):
+            self.round_number = message.round
+            if message.round <= self._after_round:
+                raise RemoteProtocolError(Reason.STALE_ROUND, "a round number that was seen before")
+            if message.model_length > self._max_model_bytes:
+                raise RemoteProtocolError(Reason.BELOW_FLOOR, "a model longer than this client takes")
+            self._stage = move(CLIENT_MOVES, self._stage, ClientStage.CANDIDATES)
+            assembly = ModelAssembly(message.model_length, message.model_hash)
+            self._running = _Running(message.round, assembly)
+            return [Ready(What.TRAINING)] if assembly.complete() else []
+        running = self._running
+        if running is None or m.round_of(message) != running.round:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a message of a round that did not begin")
+        match message:
+            case m.ModelPart():
+                running.assembly.take(message.index, message.data)
+                return [Ready(What.TRAINING)] if running.assembly.complete() else []
+            case m.UploadGrant():
+                if running.upload is None:
+                    raise RemoteProtocolError(
+                        Reason.PROTOCOL_VIOLATION, "a grant before the update was ready"
+                    )
+                return [Stream(SERVER, running.upload.parts(message.grant))]
+            case m.RoundEnd():
+                self._end()
+                return [Finished()]
+            case _:  # pragma: no cover - `judge` lets nothing else through
+                raise AssertionError(message)
+
+    def _end(self) -> None:
+        if self._running is not None and self._running.upload is not None:
+            self._unsent = self._running.upload.close()
+        self._running = None
+        self._stage = ClientStage.OVER

@@ -1,0 +1,262 @@
+"""What a configuration file may say: one frozen model per section, under FedML's names, and what follows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from lightsecagg.settings.checks import ConflictError, conflicts
+from lightsecagg.settings.types import (
+    Count,
+    ExtraAnswers,
+    FilePath,
+    Mode,
+    Name,
+    NotNegative,
+    Optimizer,
+    Port,
+    Positive,
+    PrimeNumber,
+    Ranks,
+    Rate,
+    Seconds,
+    SecureMethod,
+    Seed,
+    Whole,
+)
+
+MIB = 2**20
+
+
+class Section(BaseModel):
+    """Base of the sections: strict types, immutable, and no input in pydantic's own messages (secrets)."""
+
+    model_config = ConfigDict(
+        strict=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        protected_namespaces=(),  # FedML's keys begin with "model_" too
+    )
+
+
+class CommonArgs(Section):
+    """``common_args``: what kind of run this is."""
+
+    training_type: Name = "cross_silo"
+    scenario: Name = "horizontal"
+    using_mlops: bool = False
+    random_seed: Seed = 0  # data partition, model initialisation, batch order, sampling; never masks
+
+
+class EnvironmentArgs(Section):
+    """``environment_args``: accepted for FedML's files, not served."""
+
+    bootstrap: Name | None = None
+
+
+class DataArgs(Section):
+    """``data_args``: which data set, and how it is split into silos."""
+
+    dataset: Name = "digits"
+    data_cache_dir: FilePath = Field(default="~/.cache/lightsecagg", validate_default=True)
+    partition_method: Literal["hetero", "homo"] = "hetero"
+    partition_alpha: Positive = 0.5
+
+
+class ModelArgs(Section):
+    """``model_args``: which model and trainer, and where the global model goes."""
+
+    model: Name = "lr"
+    trainer: Name | None = None  # 'torch', 'numpy' or 'package.module:name'; None: the program chooses
+    model_file_cache_folder: FilePath | None = None
+    global_model_file_path: FilePath | None = None  # None: runs/RUN_ID/model.npz
+
+
+class TrainArgs(Section):
+    """``train_args``: the rounds, and local training."""
+
+    federated_optimizer: Optimizer = "LSA"
+    client_id_list: Ranks | None = None
+    client_num_in_total: Count | None = None  # data silos; None: worker_num
+    client_num_per_round: Count | None = None  # cohort size; None: worker_num
+    comm_round: Count = 2
+    epochs: Count = 1
+    batch_size: Count = 10
+    client_optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: Positive = 0.03
+    weight_decay: NotNegative = 0.001
+
+
+class ValidationArgs(Section):
+    """``validation_args``: how often the global model is evaluated."""
+
+    frequency_of_the_test: Count = 5  # every so many rounds, and at the end
+
+
+class SecureAggregationArgs(Section):
+    """``secure_aggregation_args``: the protocol's numbers, a client's own floors, and the steps' timeouts."""
+
+    enable_sa: bool = True
+    sa_method: SecureMethod = "lightsecagg"
+    mode: Mode = "sync"
+    prime_number: PrimeNumber = "auto"
+    strict: bool = False  # refuse a prime that cannot hold the sum, instead of replacing it
+    precision_parameter: int = Field(default=16, ge=1, le=30)  # fraction bits
+    clip: Positive = 8.0
+    max_weight: int = Field(default=1000, ge=1, lt=2**32)
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+
+    targeted_number_active_clients: Count | None = None  # U; None: planned from the rates
+    privacy_guarantee: Whole | None = None  # T; None: planned from the rates
+    dropout_rate: Rate = 0.3
+    collusion_rate: Rate = 0.3
+    extra_answers: ExtraAnswers = 0
+
+    min_clients: Count | None = None  # None: min(3, cohort size)
+    min_privacy_threshold: Whole | None = None  # None: 1, or 0 for cohorts below 3
+    require_unique_survivor_set: bool = False  # leave rounds without 2U > N + T (promise 3)
+    roster: FilePath | None = None
+    identity: FilePath | None = None
+
+    min_joined: Count | None = None  # None: cohort size
+    upload_slots: Count = 4
+    max_aborts: Count = 3
+    join_timeout: Seconds = 300.0
+    key_timeout: Seconds = 30.0
+    share_timeout: Seconds = 60.0
+    report_timeout: Seconds = 30.0
+    upload_timeout: Seconds = 600.0
+    slot_timeout: Seconds = 30.0
+    recovery_timeout: Seconds = 60.0
+    finish_timeout: Seconds = 10.0
+
+
+class DeviceArgs(Section):
+    """``device_args``: how many clients run, and on what."""
+
+    worker_num: Count = 2
+    using_gpu: bool = False
+    gpu_mapping_file: FilePath | None = None
+    gpu_mapping_key: Name | None = None
+    threads: Count | None = None  # torch threads; None: cores / clients on this host
+
+
+class GrpcArgs(Section):
+    """``comm_args.grpc``: where the server listens and the clients look for it."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 8890  # 0: any free port, of use to a server alone
+    insecure: bool = False  # plaintext beyond loopback
+
+
+class CommArgs(Section):
+    """``comm_args``: the carrier, and when a peer counts as away, gone or stalled."""
+
+    backend: Literal["GRPC", "LOCAL", "MPI", "MQTT", "MQTT_S3"] = "GRPC"
+    grpc: GrpcArgs = GrpcArgs()
+    mqtt_config_path: FilePath | None = None
+    s3_config_path: FilePath | None = None
+    grpc_ipconfig_path: FilePath | None = None
+    heartbeat_interval: Seconds = 2.0
+    heartbeat_timeout: Seconds = 10.0
+    reconnect_window: Seconds = 30.0
+    relay_buffer: int = Field(default=64 * MIB, ge=2 * MIB)  # bytes; one frame is up to 1 MiB and a header
+    stall_timeout: Seconds = 60.0
+    connect_timeout: Seconds = 300.0  # how long a client waits for the server
+
+
+class TrackingArgs(Section):
+    """``tracking_args``: where logs go, and Weights & Biases."""
+
+    log_file_dir: FilePath | None = None  # None: runs/RUN_ID
+    enable_wandb: bool = False
+    wandb_key: SecretStr | None = None  # or the environment's WANDB_API_KEY
+    wandb_project: Name | None = None
+    wandb_name: Name | None = None
+
+
+class Settings(Section):
+    """A whole configuration, checked: every value alone, and against the others.
+
+    Raises:
+        ConfigError: two values that exclude each other.
+        pydantic.ValidationError: a wrong value; ``load`` turns it into a ConfigError.
+    """
+
+    common_args: CommonArgs = CommonArgs()
+    environment_args: EnvironmentArgs = EnvironmentArgs()
+    data_args: DataArgs = DataArgs()
+    model_args: ModelArgs = ModelArgs()
+    train_args: TrainArgs = TrainArgs()
+    validation_args: ValidationArgs = ValidationArgs()
+    secure_aggregation_args: SecureAggregationArgs = SecureAggregationArgs()
+    device_args: DeviceArgs = DeviceArgs()
+    comm_args: CommArgs = CommArgs()
+    tracking_args: TrackingArgs = TrackingArgs()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if problems := conflicts(self):
+            raise ConflictError(problems)
+        return self
+
+    @property
+    def secure(self) -> bool:
+        """Whether updates are masked; if not, this is plain federated averaging."""
+        return self.secure_aggregation_args.enable_sa and self.train_args.federated_optimizer == "LSA"
+
+    @property
+    def cohort_size(self) -> int:
+        """N as configured: how many clients take part in a round when all are there."""
+        return self.train_args.client_num_per_round or self.device_args.worker_num
+
+    @property
+    def num_silos(self) -> int:
+        """Into how many parts the data set is split."""
+        return self.train_args.client_num_in_total or self.device_args.worker_num
+
+    @property
+    def min_clients(self) -> int:
+        """The smallest cohort that a client takes part in."""
+        floor = self.secure_aggregation_args.min_clients
+        return min(3, self.cohort_size) if floor is None else floor
+
+    @property
+    def min_privacy_threshold(self) -> int:
+        """The smallest T that a client takes part with."""
+        floor = self.secure_aggregation_args.min_privacy_threshold
+        return (1 if self.cohort_size >= 3 else 0) if floor is None else floor
+
+    @property
+    def min_joined(self) -> int:
+        """With how many clients the server may start once ``join_timeout`` is over."""
+        minimum = self.secure_aggregation_args.min_joined
+        return self.cohort_size if minimum is None else minimum
+
+    def agreed(self) -> dict[str, str]:
+        """What server and clients must hold alike, as ``section.key`` and text, for comparison at joining.
+
+        The field is not among them: ``prime_number`` may be replaced, so the core compares the one in use.
+        """
+        secure, data = self.secure_aggregation_args, self.data_args
+        values: dict[str, object] = {
+            "common_args.random_seed": self.common_args.random_seed,
+            "data_args.dataset": data.dataset,
+            "data_args.partition_method": data.partition_method,
+            "model_args.model": self.model_args.model,
+            "train_args.federated_optimizer": self.train_args.federated_optimizer,
+            "train_args.client_num_in_total": self.num_silos,
+            "device_args.worker_num": self.device_args.worker_num,
+            "secure_aggregation_args.enable_sa": str(self.secure).lower(),
+            "secure_aggregation_args.mode": secure.mode,
+            "secure_aggregation_args.precision_parameter": secure.precision_parameter,
+            "secure_aggregation_args.clip": secure.clip,
+            "secure_aggregation_args.max_weight": secure.max_weight,
+            "secure_aggregation_args.rounding": secure.rounding,
+        }
+        if data.partition_method == "hetero":  # the concentration means nothing in a uniform split
+            values["data_args.partition_alpha"] = data.partition_alpha
+        return {key: str(value) for key, value in sorted(values.items())}

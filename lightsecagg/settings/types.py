@@ -1,0 +1,78 @@
+"""The value types of the settings: what one key may hold, each with the words that say what was wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+WANTED = "wanted"  # the error type whose message is exactly the text after "wanted"
+
+_FIELD_LIMIT = 2**32
+
+
+def _wanted(text: str) -> PydanticCustomError:
+    # The message is a template of pydantic's, so what comes from us goes in as a value.
+    return PydanticCustomError(WANTED, "{text}", {"text": text})
+
+
+def _prime_number(value: Any) -> Any:
+    # Only the range is checked here: whether it is prime, and whether the sum fits, the core decides.
+    if value == "auto" or (type(value) is int and 3 <= value < _FIELD_LIMIT):
+        return value
+    raise _wanted(f"'auto', or a prime number below {_FIELD_LIMIT} in digits")
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, str) and value:
+        return Path(value).expanduser()
+    if isinstance(value, Path):
+        return value
+    raise _wanted("a path")
+
+
+def _ranks(value: Any) -> Any:
+    ranks = tuple(value) if isinstance(value, list | tuple) else ()
+    if not ranks or any(type(rank) is not int or rank < 1 for rank in ranks) or len(set(ranks)) < len(ranks):
+        raise _wanted("a list of distinct client ranks, from 1")
+    return ranks
+
+
+def _served(*values: object, wanted: str) -> BeforeValidator:
+    """Takes exactly ``values``; anything else is refused with words that say why the list is short."""
+
+    def check(value: Any) -> Any:
+        if any(type(value) is type(served) and value == served for served in values):
+            return value
+        raise _wanted(wanted)
+
+    return BeforeValidator(check)
+
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Name = Annotated[str, Field(min_length=1)]
+
+FilePath = Annotated[Path, BeforeValidator(_path)]
+Ranks = Annotated[tuple[int, ...], BeforeValidator(_ranks)]
+PrimeNumber = Annotated[Literal["auto"] | int, BeforeValidator(_prime_number)]
+ExtraAnswers = Annotated[Literal[0], _served(0, wanted="0 (robust decoding is not in this version)")]
+Mode = Annotated[
+    Literal["sync"], _served("sync", wanted="'sync' (asynchronous rounds are not in this version)")
+]
+SecureMethod = Annotated[
+    Literal["lightsecagg"],
+    _served("lightsecagg", wanted="'lightsecagg' (FedML's other methods are not served)"),
+]
+Optimizer = Annotated[
+    Literal["LSA", "FedAvg"],
+    _served("LSA", "FedAvg", wanted="'LSA' (secure) or 'FedAvg' (the same run without masks)"),
+]
