@@ -79,6 +79,8 @@ class Reason(StrEnum):
     GOODBYE = "goodbye"  # it said BYE
     LINK_LOST = "link_lost"  # its link did not come back within the reconnect window
     STALLED = "stalled"  # its relay buffer stayed full for stall_timeout
+    AWAY = "away"  # its link was broken when a step closed; it may be back in the next round
+    LATE = "late"  # it was there, but not finished when a step closed
     # The client left of its own accord.
     BELOW_FLOOR = "below_floor"  # the cohort or the threshold is below the client's own floors
     TERMS_DIFFER = "terms_differ"  # mode, field, quantizer or layout are not the client's own

@@ -19,7 +19,7 @@ from .common import EXIT_CONFIG, fail, find_identity, make_tracker, read_setting
 @run_options
 @click.option("--rank", type=int, required=True, help="Which client this is: 1..worker_num.")
 @click.option("--role", type=click.Choice(["client"]), default="client", hidden=True)
-@click.option("--halt-at", metavar="ROUND:EVENT:FD", hidden=True, help="Freeze at an event and tell FD.")
+@click.option("--halt-at", metavar="ROUND:EVENT:FD", hidden=True, help="Stop (SIGSTOP) at an event and tell FD.")
 def client(
     config: Path,
     run_id: str,
@@ -49,7 +49,7 @@ def client(
 
 
 def _halting(halt_at: str | None) -> Observer | None:
-    """For demonstrations and tests: hold the whole process at an exact point until somebody kills it."""
+    """For demonstrations and tests: stop the whole process at an exact point, for somebody to kill or continue."""
     if halt_at is None:
         return None
     round_text, event, fd = halt_at.split(":")
@@ -60,7 +60,6 @@ def _halting(halt_at: str | None) -> Observer | None:
         rounds += seen in ("take RoundStart", "take PlainStart")
         if rounds == int(round_text) and seen == event:
             os.write(int(fd), b"!")
-            while True:
-                signal.pause()
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     return observe

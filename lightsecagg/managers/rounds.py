@@ -90,6 +90,7 @@ class RoundRunner:
         self._close_at = float("inf")
         self._slots: dict[int, tuple[int, int, float]] = {}
         self._uploaded = 0
+        self._lost: set[int] = set()
         self._is_over = False
         self._clock = time.monotonic()
         self._phase = ""
@@ -238,10 +239,23 @@ class RoundRunner:
         return max((self._session.clients[rank].away_since + GRACE for rank in ranks), default=0.0)
 
     def _reached(self, stage: ServerStage) -> None:
+        if stage in (ServerStage.ENDORSING, ServerStage.COUNTING):
+            self._tell_who_is_left_out()
         self._close_at = float("inf")
         self._stage_ends = time.monotonic() + self._timeouts.get(stage, float("inf"))
         if stage in self._timeouts:
             self._enter(stage.value)
+
+    def _tell_who_is_left_out(self) -> None:
+        """The survivor set is fixed: whoever is not in it is lost for this round."""
+        for number, rank in enumerate(self._ranks, start=1):
+            if number not in self._machine.survivors and rank not in self._lost:
+                self._tell_lost(rank, Reason.LATE if self._is_up(number) else Reason.AWAY)
+
+    def _tell_lost(self, rank: int, reason: Reason) -> None:
+        self._lost.add(rank)
+        number = self._machine.round_number
+        self._tracker.emit(ClientLost(rank=rank, reason=reason.value, round=number, phase=self._phase))
 
     def _enter(self, phase: str) -> None:
         now = time.monotonic()
@@ -252,8 +266,7 @@ class RoundRunner:
             self._tracker.emit(PhaseStarted(round=self._machine.round_number, phase=phase))
 
     def _dropped(self, rank: int, reason: Reason) -> None:
-        self._tracker.emit(
-            ClientLost(rank=rank, reason=reason.value, round=self._machine.round_number, phase=self._phase)
-        )
+        if rank not in self._lost:
+            self._tell_lost(rank, reason)
         if reason in _HOSTILE or reason in _OWN_TERMS:
             self._session.expel(rank, reason)

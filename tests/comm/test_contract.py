@@ -360,9 +360,11 @@ async def test_close_during_send_ends_in_bounded_time(fair_network: Network) -> 
     sending = asyncio.create_task(send_for_ever())
     done, _ = await asyncio.wait({sending}, timeout=0.2)
     assert not done, "the hub takes nothing, so the client waits"
-    await fair_network.soon(client.transport.close())
-    with pytest.raises(CommError):
+    closing = asyncio.create_task(client.transport.close())
+    with pytest.raises(CommError, match="being closed"):
         await fair_network.soon(sending)
+    assert not closing.done(), "what was queued before has its time"
+    await fair_network.soon(closing)
     assert await fair_network.expect(hub, Gone) == Gone(peer, "goodbye")
 
 

@@ -23,6 +23,7 @@ from lightsecagg.comm.link import (
     PeerBack,
     PeerGone,
 )
+from lightsecagg.comm.stream import Sending
 from lightsecagg.errors import CommError, ConfigError
 
 SESSION = bytes(range(16))
@@ -182,6 +183,8 @@ def test_any_weather_delivers_exactly_what_was_sent(seed: int, weather: Weather)
         link._receiving._window = link._receiving._full_window = 3 * 4096
     simulation.window = 3 * 4096
     simulation.run(most_seconds=600)
+    if not weather.corrupt:
+        assert [link.stats.malformed for link in simulation.links] == [0, 0], "a frame went beyond its credit"
     for events in simulation.presence:
         assert events[0] == Opened()
         assert not any(isinstance(event, PeerGone) for event in events)
@@ -246,6 +249,25 @@ def test_heartbeats_and_goodbye_pass_without_credit() -> None:
         assert client.tick(float(now)) == server.tick(float(now)) == []
     client.say_bye("goodbye", 60.0)
     assert exchange(client, server, 60.0) == ([], [PeerGone("goodbye")])
+
+
+def test_late_acknowledgement_after_a_rewind_keeps_count_of_the_credit() -> None:
+    sending = Sending(retransmit_timeout=1.0)
+    sending.update(0, 2 * MAX_FRAME, 0.0)
+    for _ in range(3):
+        sending.push(bytes(MAX_PAYLOAD))
+    assert [item and item[0] for item in (sending.pop(0.0), sending.pop(0.0), sending.pop(0.0))] == [
+        1,
+        2,
+        None,
+    ]
+    resent = sending.pop(1.0)
+    assert resent is not None and resent[0] == 1
+    sending.update(2, 2 * MAX_FRAME, 1.1)  # both had arrived
+    assert sending.pop(1.1) is None
+    sending.update(2, 3 * MAX_FRAME, 1.2)
+    last = sending.pop(1.2)
+    assert last is not None and last[0] == 3
 
 
 def test_frame_beyond_the_credit_is_ignored() -> None:

@@ -135,6 +135,11 @@ def test_a_client_that_cheats_in_both_roles_loses_both() -> None:
     assert settle(EVERYONE, EVERYONE, edges) == Cover(frozenset({5}), frozenset({5}))
 
 
+def test_a_client_complained_about_in_both_roles_goes_whole_rather_than_two_clients_by_halves() -> None:
+    """5 → 6 and 7 → 5: one liar explains both. The extremes {5, 7} and {5, 6} would cost a side two."""
+    assert settle(EVERYONE, EVERYONE, [(5, 6), (7, 5)]) == Cover(frozenset({5}), frozenset({5}))
+
+
 def test_among_the_covers_tried_the_one_with_the_larger_smaller_side_wins() -> None:
     """Two senders against two receivers cost two either way; the side with more to spare pays."""
     edges = {(1, 7), (2, 8)}

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightsecagg.errors import ParameterError
@@ -62,6 +62,9 @@ def test_plans_are_the_largest_that_keep_every_promise(n: int, dropout: int, col
 
 
 @given(st.integers(2, MAX_CLIENTS), st.integers(0, 9999), percents)
+@example(12, 9167, 0)
+@example(3, 9999, 30)
+@example(1024, 9999, 0)
 @MANY
 def test_a_refused_collusion_rate_comes_with_the_largest_that_does(n: int, rate: int, dropout: int) -> None:
     """The rate that the message names is accepted, and gives the largest T that any rate can."""

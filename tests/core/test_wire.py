@@ -202,6 +202,8 @@ def test_the_longest_message_is_taken_and_one_byte_more_is_not() -> None:
     assert wire.from_client(longest).data == data  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="MaskedUpdate"):
         wire.encode(m.MaskedUpdate(1, 1, 1, memoryview(data + b"\0")))
+    too_long = msgspec.msgpack.encode(m.MaskedUpdate(1, 1, 1, memoryview(data + b"\0")))
+    assert refusal(wire.from_client, too_long) is Reason.MALFORMED  # for its length alone
     for read, _ in READERS.values():
         assert refusal(read, longest + b"\0") is Reason.MALFORMED
         assert refusal(read, bytes(10 * wire.MAX_MESSAGE)) is Reason.MALFORMED

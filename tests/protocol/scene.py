@@ -35,6 +35,7 @@ class Wire(Network):
     """A network that records everything, and on which a test may meddle."""
 
     meddler: Meddler | None = None
+    has_begun = False
 
     def __init__(self, server: ServerRound, clients: Mapping[int, ClientRound], updates) -> None:
         self.traffic: list[tuple[int, int, bytes]] = []
@@ -65,7 +66,7 @@ class Wire(Network):
         """Go on until the server reached ``stage``; what it then said is still under way."""
         while self.server.stage is not stage:
             assert self.outcome is None, f"the round ended ({self.outcome}) before {stage}"
-            self._one()
+            self.one()
 
     def quiet(self) -> None:
         """Deliver and compute whatever can be, and take no offer."""
@@ -74,10 +75,16 @@ class Wire(Network):
 
     def to_the_end(self) -> None:
         while self.outcome is None:
-            self._one()
+            self.one()
 
-    def _one(self) -> None:
-        if self.offers:
+    def start(self) -> None:
+        self.has_begun = True
+        super().start()
+
+    def one(self) -> None:
+        if not self.has_begun:
+            self.start()
+        elif self.offers:
             self.accept(self.offers.pop(0))
         elif not self.step():
             self.perform(SERVER, self.server.deadline())

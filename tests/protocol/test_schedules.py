@@ -27,7 +27,7 @@ REASONS = ("too_few_shared", "too_few_updates", "too_few_endorsements", "too_few
 
 
 def test_the_schedules_reach_every_reason_for_an_abort() -> None:
-    _, tally, _ = soak.play_batch(range(150))
+    _, tally, _ = soak.play_batch(range(100))
     assert all(tally[reason] > 0 for reason in REASONS)
 
 
@@ -41,8 +41,9 @@ def test_a_seed_replays_exactly() -> None:
     assert other != first
 
 
-def flawed(seeds: range) -> list[str]:
-    return soak.play_batch(seeds)[2]
+def flawed(seeds: range) -> str:
+    """The first flaw that these seeds show, or nothing."""
+    return next((failures[0] for seed in seeds if (failures := soak.play_batch([seed])[2])), "")
 
 
 def test_the_simulation_notices_a_survivor_that_is_summed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,14 +56,14 @@ def test_the_simulation_notices_a_survivor_that_is_summed_twice(monkeypatch: pyt
         return actions
 
     monkeypatch.setattr(UploadDesk, "take", doubled)
-    assert any("FlawError" in line or "RoundAborted" in line for line in flawed(range(20)))
+    assert "Error" in flawed(range(20))
 
 
 def test_the_simulation_notices_a_server_that_waits_where_too_few_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ServerRound, "_hopeless", lambda self: None)
-    assert any("can finish it" in line for line in flawed(range(60)))
+    assert "can finish it" in flawed(range(60))
 
 
 def test_the_simulation_notices_a_server_that_aborts_within_the_budget(
@@ -77,7 +78,7 @@ def test_the_simulation_notices_a_server_that_aborts_within_the_budget(
         return AbortReason.TOO_FEW_SHARED if alive < self.parameters.num_clients else hopeless(self)
 
     monkeypatch.setattr(ServerRound, "_hopeless", timid)
-    assert any("aborted (too_few_shared)" in line for line in flawed(range(60)))
+    assert "aborted (too_few_shared)" in flawed(range(60))
 
 
 def test_the_simulation_notices_a_client_that_answers_with_a_share_too_few(
@@ -91,7 +92,7 @@ def test_the_simulation_notices_a_client_that_answers_with_a_share_too_few(
 def test_the_simulation_notices_grants_that_follow_the_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
     admit = UploadDesk.admit
     monkeypatch.setattr(UploadDesk, "admit", lambda self, numbers: admit(self, numbers) if numbers else [])
-    assert any("left an honest server" in line for line in flawed(range(60)))
+    assert "left an honest server" in flawed(range(60))
 
 
 def test_the_command_prints_failing_seeds_and_replays_one(
@@ -108,7 +109,7 @@ def test_the_command_prints_failing_seeds_and_replays_one(
 
 
 def test_the_command_spreads_schedules_over_processes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main(["--schedules", "60", "--workers", "2"]) == 0
+    assert soak.main(["--schedules", "51", "--workers", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "60/60 schedules, 0 failed" in printed
+    assert "51/51 schedules, 0 failed" in printed
     assert "exact" in printed

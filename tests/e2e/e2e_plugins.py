@@ -1,0 +1,69 @@
+"""A data set and trainers for process tests: small, without scikit-learn or torch, with known updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lightsecagg.training.base import Array, Dataset, Evaluation, LocalData, State, Trainer, TrainResult, TrainSettings
+
+DIMENSION = 23
+
+
+def tiny() -> Dataset:
+    """100 training samples of 4 features in 3 classes."""
+    random = np.random.RandomState(7)
+    x = random.normal(size=(120, 4)).astype(np.float32)
+    y = np.arange(120, dtype=np.int64) % 3
+    return Dataset("tiny", x[:100], y[:100], x[100:], y[100:], 3)
+
+
+def known_delta(data: LocalData) -> Array:
+    """What a client with this data adds to the model in every round: float64 (DIMENSION,)."""
+    basis = np.linspace(-1.0, 1.0, DIMENSION)
+    return np.sin(basis * (1 + float(data.x.sum()))) + len(data) / 100
+
+
+class KnownTrainer(Trainer):
+    """Adds ``known_delta`` of its data to the model; beside it stands an integer buffer that never moves."""
+
+    def __init__(self, _dataset: Dataset, _seed: int) -> None:
+        self._state: State = {"w": np.zeros(DIMENSION, np.float64), "steps": np.array([5], np.int64)}
+
+    def get_state(self) -> State:
+        return {name: array.copy() for name, array in self._state.items()}
+
+    def set_state(self, state: State) -> None:
+        self._state = {name: array.copy() for name, array in state.items()}
+
+    def train(self, data: LocalData, settings: TrainSettings, should_stop: Callable[[], bool]) -> TrainResult:
+        self._state["w"] = self._state["w"] + known_delta(data)
+        self._state["steps"] = self._state["steps"] + 1
+        return TrainResult(len(data), None)
+
+    def evaluate(self, x: Array, y: Array) -> Evaluation:
+        return Evaluation(None, None, len(y))
+
+
+class DivergingTrainer(KnownTrainer):
+    """Its update is NaN."""
+
+    def train(self, data: LocalData, settings: TrainSettings, should_stop: Callable[[], bool]) -> TrainResult:
+        self._state["w"] = self._state["w"] * np.nan
+        return TrainResult(len(data), None)
+
+
+class FailingTrainer(KnownTrainer):
+    """Its training raises."""
+
+    def train(self, data: LocalData, settings: TrainSettings, should_stop: Callable[[], bool]) -> TrainResult:
+        raise RuntimeError("out of patience")
+
+
+class WiderTrainer(KnownTrainer):
+    """Its model has another shape than the others'."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        super().__init__(dataset, seed)
+        self._state["w"] = np.zeros(DIMENSION + 1, np.float64)

@@ -1,0 +1,180 @@
+"""Real processes of a run: started, stopped at exact points, killed, and read."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import yaml
+
+from lightsecagg.settings import Settings, load
+from lightsecagg.training.base import LocalData
+from lightsecagg.training.partition import partition
+
+from . import e2e_plugins
+
+HERE = Path(__file__).parent
+PATIENCE = 60.0
+
+BASE: dict[str, dict[str, Any]] = {
+    "data_args": {"dataset": "e2e_plugins:tiny", "partition_method": "homo"},
+    "model_args": {"trainer": "e2e_plugins:KnownTrainer"},
+    "train_args": {"comm_round": 2},
+    "secure_aggregation_args": {"join_timeout": 60, "finish_timeout": 5, "key_timeout": 10},
+    "comm_args": {
+        "heartbeat_interval": 0.5,
+        "heartbeat_timeout": 2.0,
+        "reconnect_window": 4.0,
+        "connect_timeout": 60,
+    },
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class Process:
+    """One process; what it prints is read line by line."""
+
+    def __init__(self, words: Sequence[str], cwd: Path, halt: str | None) -> None:
+        self._read_end = None
+        fds: tuple[int, ...] = ()
+        if halt is not None:
+            self._read_end, write_end = os.pipe()
+            words = [*words, "--halt-at", f"{halt}:{write_end}"]
+            fds = (write_end,)
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "lightsecagg", *words],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            pass_fds=fds,
+            env={**os.environ, "HOME": str(cwd), "PYTHONPATH": str(HERE), "COLUMNS": "400"},
+        )
+        for fd in fds:
+            os.close(fd)
+        self.lines: list[str] = []
+        self._queue: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self._queue.put(line)
+        self._queue.put(None)
+
+    def expect(self, text: str) -> str:
+        """Wait for a line that holds ``text``."""
+        while True:
+            line = self._queue.get(timeout=PATIENCE)
+            assert line is not None, f"ended without {text!r}:\n{''.join(self.lines)}"
+            self.lines.append(line)
+            if text in line:
+                return line
+
+    def halted(self) -> None:
+        """Wait until the process has stopped itself at its point."""
+        assert self._read_end is not None
+        assert os.read(self._read_end, 1) == b"!", f"never halted:\n{self.output()}"
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait(PATIENCE)
+
+    def exit_code(self) -> int:
+        code = self.popen.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return code
+
+    def output(self) -> str:
+        """Everything it printed, once it has ended or been ended."""
+        self.exit_code()
+        while (line := self._queue.get(timeout=PATIENCE)) is not None:
+            self.lines.append(line)
+        self._queue.put(None)
+        return "".join(self.lines)
+
+    def close(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+        if self._read_end is not None:
+            os.close(self._read_end)
+
+
+class Run:
+    """One run in a folder of its own; use as a context manager."""
+
+    def __init__(self, folder: Path, workers: int, **changes: dict[str, Any]) -> None:
+        self.folder = folder
+        self.run_id = "r1"
+        self.port = free_port()
+        values = {section: {**given, **changes.pop(section, {})} for section, given in BASE.items()}
+        values |= changes
+        values.setdefault("device_args", {})["worker_num"] = workers
+        values["comm_args"]["grpc"] = {"port": self.port}
+        self.config = folder / "config.yaml"
+        self.config.write_text(yaml.safe_dump(values))
+        self._started: list[Process] = []
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._started:
+            process.close()
+
+    def server(self, *words: str) -> Process:
+        return self._start(["server", *self._common(), *words], None)
+
+    def client(self, rank: int, *words: str, halt: str | None = None) -> Process:
+        return self._start(["client", *self._common(), "--rank", str(rank), *words], halt)
+
+    def _common(self) -> list[str]:
+        return ["--cf", str(self.config), "--run_id", self.run_id, "--runs", str(self.folder / "runs")]
+
+    def _start(self, words: Sequence[str], halt: str | None) -> Process:
+        process = Process(words, self.folder, halt)
+        self._started.append(process)
+        return process
+
+    @property
+    def settings(self) -> Settings:
+        return load(self.config)[0]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The server's log: every event of this name."""
+        lines = (self.folder / "runs" / self.run_id / "server.jsonl").read_text().splitlines()
+        return [entry for line in lines if (entry := msgspec.json.decode(line))["event"] == name]
+
+    def model(self) -> dict[str, Any]:
+        with np.load(self.folder / "runs" / self.run_id / "model.npz") as file:
+            return dict(file)
+
+    def local_data(self, rank: int) -> LocalData:
+        """The samples of one client, found anew from the settings."""
+        dataset, settings = e2e_plugins.tiny(), self.settings
+        silos = partition(dataset.train_y, settings.num_silos, "homo", 0.5, 0)
+        return LocalData(dataset.train_x[silos[rank - 1]], dataset.train_y[silos[rank - 1]])
