@@ -4,8 +4,8 @@ LightSecAgg (So et al., MLSys 2022, arXiv 2109.14236). ``secure_mean`` is the sh
 and ``ServerRound`` embed the protocol in a system that has its own network.
 """
 
-from .codec import MaskCodec
-from .errors import (
+from lightsecagg.codec import MaskCodec
+from lightsecagg.errors import (
     AbortReason,
     CommError,
     ConfigError,
@@ -16,11 +16,11 @@ from .errors import (
     RoundAborted,
     UpdateError,
 )
-from .field import PrimeField
-from .identity import Identity, Roster
-from .in_memory import secure_mean
-from .parameters import Parameters
-from .protocol.actions import (
+from lightsecagg.field import PrimeField
+from lightsecagg.identity import Identity, Roster
+from lightsecagg.in_memory import secure_mean
+from lightsecagg.parameters import Parameters
+from lightsecagg.protocol.actions import (
     Aborted,
     ClientDropped,
     Finished,
@@ -33,11 +33,11 @@ from .protocol.actions import (
     UploadGranted,
     What,
 )
-from .protocol.client import ClientRound
-from .protocol.collecting import RoundResult
-from .protocol.server import ServerRound
-from .protocol.terms import Floors, Run, vector_terms
-from .quantize import FixedPoint
+from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.collecting import RoundResult
+from lightsecagg.protocol.server import ServerRound
+from lightsecagg.protocol.terms import Floors, Run, vector_terms
+from lightsecagg.quantize import FixedPoint
 
 __all__ = [
     "AbortReason",

@@ -1,5 +1,5 @@
 """``python -m lightsecagg``: the ``lightsecagg`` command."""
 
-from .cli.main import main
+from lightsecagg.cli.main import main
 
 main(prog_name="lightsecagg")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ParameterError
+from lightsecagg.errors import ParameterError
 
 Elements = npt.NDArray[np.uint32]
 """Field elements: NumPy uint32, every value below the field's order."""
@@ -70,8 +70,10 @@ class PrimeField:
         return -(-self.element_bits // 8)
 
     def elements(self, values: npt.ArrayLike | Sequence[int]) -> Elements:
-        """Any integers (negative ones too) as field elements."""
-        return np.mod(np.asarray(values, dtype=np.int64), self.order).astype(np.uint32)
+        """Integers that 64 bits hold, negative ones too, as field elements."""
+        integers = np.asarray(values)
+        wide = np.uint64 if integers.dtype == np.uint64 else np.int64
+        return np.mod(integers.astype(wide), wide(self.order)).astype(np.uint32)
 
     def contains(self, values: npt.NDArray[np.unsignedinteger]) -> bool:
         """Whether every value is below the order."""

@@ -17,14 +17,24 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from .errors import ConfigError
-from .randomness import Entropy, system_entropy
+from lightsecagg.errors import ConfigError
+from lightsecagg.randomness import Entropy, system_entropy
 
 Field = bytes | int | str
 
 PUBLIC_BYTES = 32
 SIGNATURE_BYTES = 64
 _LARGEST_FILE = 1 << 20
+
+_P = 2**255 - 19
+_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER = frozenset({0, 1, _P - 1, _P, _P + 1, _ORDER_8, _P - _ORDER_8})
+"""y of the points whose order divides 8, non-canonical encodings included: anyone can sign for these keys."""
+
+
+def _is_public_key(public: bytes) -> bool:
+    y = int.from_bytes(public, "little") & (2**255 - 1)
+    return len(public) == PUBLIC_BYTES and y not in _SMALL_ORDER
 
 
 def statement(label: str, *fields: Field) -> bytes:
@@ -34,6 +44,8 @@ def statement(label: str, *fields: Field) -> bytes:
 
 def verify(public: bytes, signature: bytes, label: str, *fields: Field) -> bool:
     """Whether ``signature`` is ``public``'s over the label and fields."""
+    if not _is_public_key(public):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, statement(label, *fields))
     except (InvalidSignature, ValueError):
@@ -113,7 +125,8 @@ def decode_key(text: str) -> bytes:
     """
     try:
         public = base64.b64decode(text, validate=True)
-        Ed25519PublicKey.from_public_bytes(public)
+        if not _is_public_key(public):
+            raise ValueError
     except (binascii.Error, ValueError):
         raise ConfigError(f"wanted an Ed25519 public key in base64 (44 characters), found {text!r}") from None
     return public
@@ -146,8 +159,8 @@ class Roster:
             if not words or words[0].startswith("#"):
                 continue
             where = f"{path}:{number}"
-            if len(words) < 2 or not words[0].isdecimal() or int(words[0]) < 1:
-                raise ConfigError(f"{where}: wanted `RANK KEY [comment]`, found {line!r}")
+            if len(words) < 2 or not words[0].isdecimal() or len(words[0]) > 10 or int(words[0]) < 1:
+                raise ConfigError(f"{where}: wanted `RANK KEY [comment]`")
             try:
                 rank, public = int(words[0]), decode_key(words[1])
             except ConfigError as error:

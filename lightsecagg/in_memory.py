@@ -8,19 +8,19 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ParameterError, RoundAborted
-from .field import Elements, PrimeField
-from .identity import Identity
-from .parameters import Parameters
-from .protocol.actions import SERVER, Aborted
-from .protocol.client import ClientRound
-from .protocol.collecting import RoundResult
-from .protocol.messages import Certificate, MaskedUpdate, SealedSeeds, SharesHeld, SurvivorSet
-from .protocol.server import ServerRound
-from .protocol.terms import Floors, Run, vector_length, vector_terms
-from .protocol.wire import from_client, from_server, part_count, part_elements
-from .quantize import FixedPoint
-from .simulation.network import Network
+from lightsecagg.errors import ParameterError, RoundAborted
+from lightsecagg.field import Elements, PrimeField
+from lightsecagg.identity import Identity
+from lightsecagg.parameters import Parameters
+from lightsecagg.protocol.actions import SERVER, Aborted
+from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.collecting import RoundResult
+from lightsecagg.protocol.messages import Certificate, MaskedUpdate, SealedSeeds, SharesHeld, SurvivorSet
+from lightsecagg.protocol.server import ServerRound
+from lightsecagg.protocol.terms import Floors, Run, vector_length, vector_terms
+from lightsecagg.protocol.wire import from_client, from_server, part_count, part_elements
+from lightsecagg.quantize import FixedPoint
+from lightsecagg.simulation.network import Network
 
 Moment = Literal["sharing", "training", "upload", "endorse", "recovery"]
 """When a client vanishes: "sharing" (part of its shares out, at least one receiver unserved), "training"
@@ -86,7 +86,9 @@ def _check(
     if len(vectors) < 2:
         raise ParameterError(f"wanted the updates of at least 2 clients, found {len(vectors)}")
     if any(vector.ndim != 1 or vector.shape != vectors[0].shape for vector in vectors):
-        raise ParameterError(f"wanted updates of one shape (d,), found {[vector.shape for vector in vectors]}")
+        raise ParameterError(
+            f"wanted updates of one shape (d,), found {[vector.shape for vector in vectors]}"
+        )
     if weights is not None:
         if len(weights) != len(vectors):
             raise ParameterError(f"wanted {len(vectors)} weights, one a client, found {len(weights)}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .errors import Reason, RemoteProtocolError
-from .field import Elements, PrimeField
+from lightsecagg.errors import Reason, RemoteProtocolError
+from lightsecagg.field import Elements, PrimeField
 
 
 def pack(field: PrimeField, elements: Elements) -> bytes:

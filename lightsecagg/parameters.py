@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal
 
-from .errors import ParameterError
+from lightsecagg.errors import ParameterError
 
 MAX_CLIENTS = 1024
 """Largest cohort of one round: the bounds of the arithmetic and of the wire format are proved up to here."""
@@ -69,7 +69,7 @@ class Parameters:
         raise ParameterError(
             f"collusion_rate {collusion_rate} means T = {threshold} of {n} clients, and then not even "
             f"U = {n} leaves two honest updates in the sum; the largest collusion rate that does is "
-            f"{n - 2}/{n} = {(n - 2) / n:.4g}"
+            f"{n - 2}/{n} = {math.ceil((n - 2) / n * 10**4) / 10**4}"
         )
 
     @property
@@ -92,7 +92,7 @@ class Parameters:
         return -(-dimension // (self.target_survivors - self.privacy_threshold))
 
     def warnings(self) -> list[str]:
-        """What this choice does not promise, in words for people; empty for the planner's choices from N = 3."""
+        """What this choice does not promise or tolerate, in words for people."""
         found = []
         if self.privacy_threshold == 0:
             found.append("T = 0: the server together with a single client can learn the other updates")

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
+from operator import index
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ParameterError, UpdateError
-from .field import SUPPORTED_ORDERS, Elements, PrimeField
-from .randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy, system_entropy, uniform_reals
+from lightsecagg.errors import ParameterError, UpdateError
+from lightsecagg.field import SUPPORTED_ORDERS, Elements, PrimeField
+from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy, system_entropy, uniform_reals
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -59,7 +61,7 @@ class FixedPoint:
     @property
     def largest_coordinate(self) -> int:
         """No coordinate of one client's field vector, weight included, has a larger magnitude."""
-        return max(math.floor(self.clip * (1 << self.fraction_bits)) + 1, self.max_weight)
+        return max(math.floor(Fraction(self.clip) * (1 << self.fraction_bits)) + 1, self.max_weight)
 
     def fits(self, field: PrimeField, num_clients: int) -> bool:
         """Whether the field holds any sum of ``num_clients`` updates: p > 2 · N · largest coordinate."""
@@ -116,7 +118,7 @@ class FixedPoint:
             raise UpdateError(f"wanted an update of shape (d,), found {update.shape}")
         if weight < 0:
             raise UpdateError("a weight must be an integer ≥ 0")
-        weight = min(weight, self.max_weight)
+        weight = min(index(weight), self.max_weight)
         factor = weight * 2.0**self.fraction_bits / self.max_weight
         seed = entropy(SEED_BYTES) if self.rounding == "stochastic" else None
         result = np.empty(len(update) + 1, dtype=np.uint32)

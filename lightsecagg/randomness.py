@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-from .field import Elements, PrimeField
+from lightsecagg.field import Elements, PrimeField
 
 EXPANSION = "aes256-ctr-2^14-le32-reject"
 SEED_BYTES = 32

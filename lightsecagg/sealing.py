@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from .identity import statement
-from .labels import SHARE_KEY
-from .randomness import Entropy, system_entropy
+from lightsecagg.identity import statement
+from lightsecagg.labels import SHARE_KEY
+from lightsecagg.randomness import Entropy, system_entropy
 
 TAG_BYTES = 16
 ROUND_KEY_BYTES = 32

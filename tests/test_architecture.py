@@ -22,7 +22,17 @@ LAYERS = [
 SERVANTS = {"comm", "training", "tracking", "settings"}
 """They serve the managers and do not know them or each other."""
 
-NO_IO = {"asyncio", "socket", "threading", "time", "selectors", "concurrent", "multiprocessing", "datetime", "torch"}
+NO_IO = {
+    "asyncio",
+    "socket",
+    "threading",
+    "time",
+    "selectors",
+    "concurrent",
+    "multiprocessing",
+    "datetime",
+    "torch",
+}
 
 
 def modules() -> list[Path]:
@@ -70,14 +80,20 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((PACKAGE / "protocol").glob("*.py")), PACKAGE / "comm" / "link.py"], ids=lambda path: path.name
+    "path",
+    [*sorted((PACKAGE / "protocol").glob("*.py")), PACKAGE / "comm" / "link.py"],
+    ids=lambda path: path.name,
 )
 def test_sans_io_modules_import_no_clock_thread_or_socket(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & NO_IO
 
 
 def test_torch_is_imported_by_the_torch_trainer_and_models_only() -> None:
-    users = {path.relative_to(PACKAGE) for path in modules() if any(n.split(".")[0] == "torch" for n in imports(path))}
+    users = {
+        path.relative_to(PACKAGE)
+        for path in modules()
+        if any(n.split(".")[0] == "torch" for n in imports(path))
+    }
     assert users
     assert {str(path) for path in users} <= {
         "training/torch.py",
@@ -87,7 +103,9 @@ def test_torch_is_imported_by_the_torch_trainer_and_models_only() -> None:
     }
 
 
-@pytest.mark.parametrize("module", ["lightsecagg", "lightsecagg.managers.client", "lightsecagg.managers.server"])
+@pytest.mark.parametrize(
+    "module", ["lightsecagg", "lightsecagg.managers.client", "lightsecagg.managers.server"]
+)
 def test_neither_torch_nor_a_carrier_is_loaded_before_it_is_asked_for(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'sklearn', 'grpc', 'wandb', 'paho') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -96,4 +114,10 @@ def test_neither_torch_nor_a_carrier_is_loaded_before_it_is_asked_for(module: st
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_is_pickled(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+    assert not {name.split(".")[0] for name in imports(path)} & {
+        "pickle",
+        "cloudpickle",
+        "dill",
+        "marshal",
+        "shelve",
+    }

@@ -8,18 +8,26 @@ from pathlib import Path
 
 import click
 
-from ..errors import ConfigError
-from ..managers.checkpoint import RunFolder
-from ..managers.client import Client
-from ..managers.participation import Observer
-from .common import EXIT_CONFIG, fail, find_identity, make_tracker, read_settings, run_options, serve
+from lightsecagg.cli.common import (
+    EXIT_CONFIG,
+    fail,
+    find_identity,
+    make_tracker,
+    read_settings,
+    run_options,
+    serve,
+)
+from lightsecagg.errors import ConfigError
+from lightsecagg.managers.checkpoint import RunFolder
+from lightsecagg.managers.client import Client
+from lightsecagg.managers.participation import Observer
 
 
 @click.command()
 @run_options
 @click.option("--rank", type=int, required=True, help="Which client this is: 1..worker_num.")
 @click.option("--role", type=click.Choice(["client"]), default="client", hidden=True)
-@click.option("--halt-at", metavar="ROUND:EVENT:FD", hidden=True, help="Stop (SIGSTOP) at an event and tell FD.")
+@click.option("--halt-at", metavar="ROUND:EVENT", hidden=True, help="Stop (SIGSTOP) at an event.")
 def client(
     config: Path,
     run_id: str,
@@ -49,17 +57,16 @@ def client(
 
 
 def _halting(halt_at: str | None) -> Observer | None:
-    """For demonstrations and tests: stop the whole process at an exact point, for somebody to kill or continue."""
+    """For demonstrations and tests: stop the process at an exact point, to be killed or continued there."""
     if halt_at is None:
         return None
-    round_text, event, fd = halt_at.split(":")
+    round_text, event = halt_at.split(":")
     rounds = 0
 
     def observe(seen: str) -> None:
         nonlocal rounds
         rounds += seen in ("take RoundStart", "take PlainStart")
         if rounds == int(round_text) and seen == event:
-            os.write(int(fd), b"!")
             os.kill(os.getpid(), signal.SIGSTOP)
 
     return observe

@@ -11,14 +11,14 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from ..errors import CommError, ConfigError, LightSecAggError, RunStopped
-from ..identity import Identity
-from ..managers.checkpoint import RunFolder
-from ..managers.participation import RefusedError
-from ..settings import Settings, load
-from ..tracking.events import Broadcast, Notice, Tracker
-from ..tracking.jsonl import JsonLines
-from ..tracking.terminal import Terminal
+from lightsecagg.errors import CommError, ConfigError, LightSecAggError, RunStopped
+from lightsecagg.identity import Identity
+from lightsecagg.managers.checkpoint import RunFolder
+from lightsecagg.managers.participation import RefusedError
+from lightsecagg.settings import Settings, load
+from lightsecagg.tracking.events import Broadcast, Notice, Tracker
+from lightsecagg.tracking.jsonl import JsonLines
+from lightsecagg.tracking.terminal import Terminal
 
 EXIT_CONFIG = 2  # wrong words on the command line, or a wrong configuration
 EXIT_REFUSED = 3  # the server turned this client away
@@ -76,7 +76,7 @@ def make_tracker(settings: Settings, folder: RunFolder, name: str, notices: Sequ
     trackers: list[Tracker] = [Terminal(), JsonLines(folder.logs / f"{name}.jsonl")]
     given = settings.tracking_args
     if given.enable_wandb and name == "server":
-        from ..tracking.wandb import WandbTracker  # noqa: PLC0415 - an extra, loaded where it is asked for
+        from lightsecagg.tracking.wandb import WandbTracker  # noqa: PLC0415 - an extra, loaded where it is asked for
 
         trackers.append(
             WandbTracker(

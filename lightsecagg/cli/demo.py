@@ -16,10 +16,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import ConfigError
-from ..tracking import jsonl
-from ..tracking.summary import Summary
-from .common import EXIT_CONFIG, EXIT_STOPPED, fail, read_settings
+from lightsecagg.cli.common import EXIT_CONFIG, EXIT_STOPPED, fail, read_settings
+from lightsecagg.errors import ConfigError
+from lightsecagg.tracking import jsonl
+from lightsecagg.tracking.summary import Summary
 
 _KILLED_RANK = 3
 _KILLED_ROUND = 4
@@ -76,35 +76,32 @@ def _one_run(
     for override in overrides:
         common += ["--set", override]
     program = [sys.executable, "-m", "lightsecagg"]
-    read_end, write_end = os.pipe()
     with contextlib.ExitStack() as stack:
         (runs / run_id).mkdir(parents=True)
         server = stack.enter_context(_ended(subprocess.Popen([*program, "server", *common])))
         clients = {}
         for rank in range(1, workers + 1):
-            halt = ["--halt-at", f"{_KILLED_ROUND}:{event}:{write_end}"] if rank == _KILLED_RANK else []
+            halt = ["--halt-at", f"{_KILLED_ROUND}:{event}"] if rank == _KILLED_RANK else []
             output = stack.enter_context((runs / run_id / f"client-{rank}.out").open("wb"))
             process = subprocess.Popen(
                 [*program, "client", *common, "--rank", str(rank), *halt],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=(write_end,) if halt else (),
             )
             clients[rank] = stack.enter_context(_ended(process))
-        os.close(write_end)
-
-        def kill() -> None:
-            if os.read(read_end, 1):
-                clients[_KILLED_RANK].kill()
-
-        killer = threading.Thread(target=kill, daemon=True)
+        killer = threading.Thread(target=_kill_when_stopped, args=(clients[_KILLED_RANK],))
         killer.start()
         code = server.wait()
         for process in clients.values():
             process.wait(timeout=30)
         killer.join()
-        os.close(read_end)
     return code
+
+
+def _kill_when_stopped(process: subprocess.Popen[bytes]) -> None:
+    """The client stops itself at its point (``--halt-at``); this end is what a pulled plug would be."""
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    process.kill()
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from ..errors import ConfigError
-from ..identity import Identity, encode_key
-from .common import EXIT_CONFIG, default_identity, fail
+from lightsecagg.cli.common import EXIT_CONFIG, default_identity, fail
+from lightsecagg.errors import ConfigError
+from lightsecagg.identity import Identity, encode_key
 
 
 @click.command()

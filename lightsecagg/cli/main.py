@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from .client import client
-from .demo import demo
-from .keygen import keygen
-from .roster import roster
-from .run import run
-from .server import server
+from lightsecagg.cli.client import client
+from lightsecagg.cli.demo import demo
+from lightsecagg.cli.keygen import keygen
+from lightsecagg.cli.roster import roster
+from lightsecagg.cli.run import run
+from lightsecagg.cli.server import server
 
 
 @click.group()

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import click
 
-from ..errors import ConfigError
-from ..managers.checkpoint import RunFolder
-from ..managers.client import Client
-from ..managers.server import Server
-from ..tracking.jsonl import JsonLines
-from .common import EXIT_CONFIG, fail, find_identity, make_tracker, read_settings, run_options, serve
+from lightsecagg.cli.common import (
+    EXIT_CONFIG,
+    fail,
+    find_identity,
+    make_tracker,
+    read_settings,
+    run_options,
+    serve,
+)
+from lightsecagg.errors import ConfigError
+from lightsecagg.managers.checkpoint import RunFolder
+from lightsecagg.managers.client import Client
+from lightsecagg.managers.server import Server
+from lightsecagg.tracking.jsonl import JsonLines
 
 _LAST_WORDS = 5.0  # seconds that clients may take to end after the server
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from ..errors import ConfigError
-from ..managers.checkpoint import RunFolder
-from ..managers.server import Server
-from .common import EXIT_CONFIG, fail, make_tracker, read_settings, run_options, serve
+from lightsecagg.cli.common import EXIT_CONFIG, fail, make_tracker, read_settings, run_options, serve
+from lightsecagg.errors import ConfigError
+from lightsecagg.managers.checkpoint import RunFolder
+from lightsecagg.managers.server import Server
 
 
 @click.command()

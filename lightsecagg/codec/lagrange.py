@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..field import Elements, PrimeField
+from lightsecagg.field import Elements, PrimeField
 
 
 def interpolation_matrix(field: PrimeField, known: Sequence[int], wanted: Sequence[int]) -> Elements:

@@ -10,11 +10,11 @@ from functools import cached_property
 
 import numpy as np
 
-from ..errors import ParameterError
-from ..field import Elements, PrimeField
-from ..kernels import ModularMatrix
-from ..parameters import Parameters
-from .lagrange import interpolation_matrix
+from lightsecagg.codec.lagrange import interpolation_matrix
+from lightsecagg.errors import ParameterError
+from lightsecagg.field import Elements, PrimeField
+from lightsecagg.kernels import ModularMatrix
+from lightsecagg.parameters import Parameters
 
 
 class MaskCodec:
@@ -77,7 +77,7 @@ class MaskCodec:
         Raises:
             ParameterError: a shape does not fit, or a value is not below p.
         """
-        length = self.share_length(len(mask))
+        length = self.share_length(mask.size)
         if mask.ndim != 1 or noise.shape != (self.parameters.privacy_threshold, length):
             raise ParameterError(
                 f"wanted a mask of shape (d,) and noise of shape ({self.parameters.privacy_threshold}, "
@@ -114,10 +114,11 @@ class MaskCodec:
                 f"client numbers must be in 1..{self.capacity}, found {sorted(aggregate_shares)}"
             )
         length = self.share_length(dimension)
+        if any(share.shape != (length,) for share in aggregate_shares.values()):
+            found = sorted({share.shape for share in aggregate_shares.values()})
+            raise ParameterError(f"wanted shares of shape ({length},), found {found}")
+        self._check_elements(*aggregate_shares.values())
         shares = [aggregate_shares[number] for number in numbers]
-        if any(share.shape != (length,) for share in shares):
-            raise ParameterError(f"wanted shares of shape ({length},), found {[s.shape for s in shares]}")
-        self._check_elements(*shares)
         decoder = ModularMatrix(self.field, interpolation_matrix(self.field, numbers, self.mask_points))
         return decoder.product(np.stack(shares)).reshape(-1)[:dimension]
 

@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import ParameterError
-from ..field import Elements
-from ..kernels import ModularMatrix
-from ..randomness import expand
-from .lagrange import interpolation_matrix
-from .mask_codec import MaskCodec
+from lightsecagg.codec.lagrange import interpolation_matrix
+from lightsecagg.codec.mask_codec import MaskCodec
+from lightsecagg.errors import ParameterError
+from lightsecagg.field import Elements
+from lightsecagg.kernels import ModularMatrix
+from lightsecagg.randomness import expand
 
 
 def seeded_receivers(owner: int, num_clients: int, target_survivors: int) -> tuple[int, ...]:
-    """The U clients whose shares of ``owner``'s mask are seeds: itself and the U − 1 that follow cyclically."""
+    """The U clients whose shares of ``owner``'s mask are seeds: itself and the U − 1 that follow it."""
     return tuple((owner - 1 + step) % num_clients + 1 for step in range(target_survivors))
 
 
@@ -54,6 +54,8 @@ class SeededShares:
     def __init__(self, codec: MaskCodec, owner: int, seeds: Mapping[int, bytes]) -> None:
         parameters = codec.parameters
         numbers = (owner, parameters.num_clients, parameters.target_survivors)
+        if not 1 <= owner <= parameters.num_clients:
+            raise ParameterError(f"wanted an owner in 1..{parameters.num_clients}, found {owner}")
         receivers = seeded_receivers(*numbers)
         if set(seeds) != set(receivers):
             raise ParameterError(f"wanted seeds for the receivers {receivers}, found {sorted(seeds)}")
@@ -68,7 +70,7 @@ class SeededShares:
     def tiles(self, dimension: int, width: int) -> Iterator[Tile]:
         """The columns in order, ``width`` at a time (the last tile may be narrower)."""
         length = self._codec.share_length(dimension)
-        for start in range(0, length, width):
+        for start in range(0, max(length, 1), width):
             stop = min(start + width, length)
             seeded = np.stack([expand(seed, self._codec.field, start, stop) for seed in self._seeds])
             product = self._matrix.product(seeded)

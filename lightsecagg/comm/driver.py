@@ -209,12 +209,13 @@ class Driver:
     async def close(self, reason: str) -> None:
         """Wait until everything queued has arrived, say goodbye and wait for the answer; all in bounded time.
 
-        Without a carrier and with nothing queued there is nobody to say it to: the peer's window will tell.
+        A peer without a carrier gets a moment to come back; if it does not, its window will tell it.
         """
         self._is_closing = True
         self._room.set()
+        patience = self._settings.close_timeout if self._carrier is not None else _LINGER
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._drained.wait(), self._settings.close_timeout)
+            await asyncio.wait_for(self._drained.wait(), min(patience, self._settings.close_timeout))
         if self.link.is_open:
             self.link.say_bye(reason, self._loop.time())
             self._advance([])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..field import Elements, PrimeField
+from lightsecagg.field import Elements, PrimeField
 
 Reals = npt.NDArray[np.float64]
 

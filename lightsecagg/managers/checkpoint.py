@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import ConfigError
-from ..settings import Settings
-from ..training.base import State
-from ..training.registry import save_model
-from ..training.state import write_atomically
+from lightsecagg.errors import ConfigError
+from lightsecagg.settings import Settings
+from lightsecagg.training.base import State
+from lightsecagg.training.registry import save_model
+from lightsecagg.training.state import write_atomically
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -49,7 +49,8 @@ class RunFolder:
             os.close(os.open(self._round, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         except FileExistsError:
             raise ConfigError(
-                f"run {self.run_id!r} exists in {self.path}; choose another RUN_ID, or move or delete that folder"
+                f"run {self.run_id!r} exists in {self.path}; "
+                "choose another RUN_ID, or move or delete that folder"
             ) from None
         except OSError as error:
             raise ConfigError(

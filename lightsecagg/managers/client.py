@@ -1,4 +1,4 @@
-"""A client of a run: it looks for the server, joins, and takes part until the server says that the run is over."""
+"""A client of a run: it looks for the server, joins, and takes part until the run is over."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pydantic
 
-from ..comm import base as comm
-from ..errors import CommError, Reason, RemoteProtocolError, RunStopped
-from ..identity import Identity
-from ..protocol.joining import ClientJoining, Joined, JoiningRefusedError
-from ..protocol.messages import Entry
-from ..protocol.terms import Run
-from ..settings import Settings
-from ..settings.schema import TrainArgs
-from ..tracking import events
-from ..training.state import dump
-from .checkpoint import RunFolder
-from .participation import Context, ForgottenError, Observer, Participation, RefusedError
-from .scheme import make_scheme
-from .server import carrier_settings, link_settings
-from .workload import Workload
+from lightsecagg.comm import base as comm
+from lightsecagg.errors import CommError, Reason, RemoteProtocolError, RunStopped
+from lightsecagg.identity import Identity
+from lightsecagg.managers.checkpoint import RunFolder
+from lightsecagg.managers.participation import Context, ForgottenError, Observer, Participation, RefusedError
+from lightsecagg.managers.scheme import make_scheme
+from lightsecagg.managers.server import carrier_settings, link_settings
+from lightsecagg.managers.workload import Workload
+from lightsecagg.protocol.joining import ClientJoining, Joined, JoiningRefusedError
+from lightsecagg.protocol.messages import Entry
+from lightsecagg.protocol.terms import Run
+from lightsecagg.settings import Settings
+from lightsecagg.settings.schema import TrainArgs
+from lightsecagg.tracking import events
+from lightsecagg.training.state import dump
 
 
 class Client:

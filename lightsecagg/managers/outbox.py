@@ -1,4 +1,4 @@
-"""One peer's outgoing messages: short ones in order and first, long outputs pulled only when there is room."""
+"""One peer's outgoing messages: short ones in order and first, long outputs pulled as there is room."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 
-from ..protocol.actions import Send
+from lightsecagg.protocol.actions import Send
 
 Deliver = Callable[[bytes | memoryview], Awaitable[None]]
 

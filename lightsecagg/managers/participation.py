@@ -14,29 +14,29 @@ from typing import Any, Literal, TypeVar
 
 import numpy.typing as npt
 
-from ..comm import base as comm
-from ..errors import Reason, RunStopped, UpdateError
-from ..identity import Identity
-from ..protocol import messages as m
-from ..protocol.actions import Action, Finished, Left, Ready, Send, Stream, What
-from ..protocol.client import ClientRound
-from ..protocol.terms import Run
-from ..protocol.wire import encode, from_client, from_server
-from ..settings import Settings
-from ..tracking import events
-from ..training.base import TrainingStopped
-from ..training.state import delta, load
-from .outbox import Outbox
-from .scheme import AnyClientRound, Scheme
-from .workload import Workload, train_settings
+from lightsecagg.comm import base as comm
+from lightsecagg.errors import Reason, RunStopped, UpdateError
+from lightsecagg.identity import Identity
+from lightsecagg.managers.outbox import Outbox
+from lightsecagg.managers.scheme import AnyClientRound, Scheme
+from lightsecagg.managers.workload import Workload, train_settings
+from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.actions import Action, Finished, Left, Ready, Send, Stream, What
+from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.terms import Run
+from lightsecagg.protocol.wire import encode, from_client, from_server
+from lightsecagg.settings import Settings
+from lightsecagg.tracking import events
+from lightsecagg.training.base import TrainingStopped
+from lightsecagg.training.state import delta, load
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 Observer = Callable[[str], None]
-"""Called on the event loop with "take NAME" before a message is taken and "send NAME" before one is sent: tests
-stop a process with it at an exact point."""
+"""Called on the event loop with "take NAME" before a message is taken and "send NAME" before one is sent:
+tests stop a process with it at an exact point."""
 
 Source = tuple[bytes, int]
 """What an update was trained on: the hash of the model, and the silo."""

@@ -1,16 +1,19 @@
-"""One round's clock: it feeds a machine with messages and deadlines, and carries out what the machine asks."""
+"""One round's clock: it feeds a machine with messages and deadlines, and carries out what that asks."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from ..errors import AbortReason, Reason, RoundAborted
-from ..protocol.actions import (
+from lightsecagg.errors import AbortReason, Reason, RoundAborted
+from lightsecagg.managers.scheme import Free
+from lightsecagg.managers.session import FromClient, RoundEvent, Session, Status, StatusChanged
+from lightsecagg.protocol.actions import (
     Aborted,
     Action,
     ClientDropped,
@@ -22,13 +25,11 @@ from ..protocol.actions import (
     UploadCompleted,
     What,
 )
-from ..protocol.collecting import RoundResult
-from ..protocol.machine import ServerMachine
-from ..protocol.transitions import ServerStage
-from ..settings import Settings
-from ..tracking.events import ClientLost, PhaseStarted, Tracker, UploadDone
-from .scheme import Free
-from .session import FromClient, RoundEvent, Session, Status, StatusChanged
+from lightsecagg.protocol.collecting import RoundResult
+from lightsecagg.protocol.machine import ServerMachine
+from lightsecagg.protocol.transitions import ServerStage
+from lightsecagg.settings import Settings
+from lightsecagg.tracking.events import ClientLost, PhaseStarted, Tracker, UploadDone
 
 _T = TypeVar("_T")
 
@@ -228,10 +229,8 @@ class RoundRunner:
                     pass
 
     def _decode(self) -> list[Action]:
-        try:
+        with contextlib.suppress(RoundAborted):  # `run` raises it again, once the clients were told
             self._machine.finish()
-        except RoundAborted:
-            pass  # `run` raises it again, once the clients were told
         return self._machine.end()
 
     def _grace_ends(self) -> float:

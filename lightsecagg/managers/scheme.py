@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, ParameterError
-from ..field import PrimeField
-from ..identity import Identity, Roster
-from ..parameters import Parameters
-from ..protocol.client import ClientRound
-from ..protocol.machine import ServerMachine
-from ..protocol.messages import Entry, Member
-from ..protocol.plain import PlainClientRound, PlainServerRound, weighted
-from ..protocol.server import ServerRound
-from ..protocol.terms import Floors, Run, make_terms
-from ..quantize import FixedPoint
-from ..settings import Settings
-from ..training.state import Layout, dimension
+from lightsecagg.errors import ConfigError, ParameterError
+from lightsecagg.field import PrimeField
+from lightsecagg.identity import Identity, Roster
+from lightsecagg.parameters import Parameters
+from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.machine import ServerMachine
+from lightsecagg.protocol.messages import Entry, Member
+from lightsecagg.protocol.plain import PlainClientRound, PlainServerRound, weighted
+from lightsecagg.protocol.server import ServerRound
+from lightsecagg.protocol.terms import Floors, Run, make_terms
+from lightsecagg.quantize import FixedPoint
+from lightsecagg.settings import Settings
+from lightsecagg.training.state import Layout, dimension
 
 AnyClientRound = ClientRound | PlainClientRound
 
@@ -75,8 +75,8 @@ def choose_field(settings: Settings, quantizer: FixedPoint) -> tuple[PrimeField,
     except ParameterError as error:
         raise ConfigError(f"secure_aggregation_args.prime_number: {error}") from None
     return larger, (
-        f"secure_aggregation_args.prime_number: {field.order} cannot hold the sum of {clients} clients at clip "
-        f"{given.clip} and {given.precision_parameter} fraction bits; {larger.order} is used instead"
+        f"secure_aggregation_args.prime_number: {field.order} cannot hold the sum of {clients} clients "
+        f"at clip {given.clip} and {given.precision_parameter} fraction bits; {larger.order} is used instead"
     )
 
 
@@ -211,11 +211,11 @@ class PlainScheme(Scheme):
 
     def server_round(
         self,
-        run: Run,
+        run: Run,  # noqa: ARG002
         number: int,
         parameters: Parameters,
         cohort: Sequence[Free],
-        model: bytes,  # noqa: ARG002
+        model: bytes,
     ) -> ServerMachine:
         return PlainServerRound(
             number,

@@ -7,21 +7,21 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from ..comm import base as comm
-from ..errors import CommError, ConfigError, Reason, RoundAborted, RunStopped
-from ..parameters import Parameters
-from ..protocol.collecting import RoundResult
-from ..protocol.messages import Entry
-from ..protocol.terms import Run
-from ..settings import Settings
-from ..tracking import events
-from ..training.base import State
-from ..training.state import add_delta, dump
-from .checkpoint import RunFolder
-from .rounds import RoundRunner
-from .scheme import Free, load_roster, make_scheme, plan
-from .session import Session
-from .workload import Workload
+from lightsecagg.comm import base as comm
+from lightsecagg.errors import CommError, ConfigError, Reason, RoundAborted, RunStopped
+from lightsecagg.managers.checkpoint import RunFolder
+from lightsecagg.managers.rounds import RoundRunner
+from lightsecagg.managers.scheme import Free, load_roster, make_scheme, plan
+from lightsecagg.managers.session import Session
+from lightsecagg.managers.workload import Workload
+from lightsecagg.parameters import Parameters
+from lightsecagg.protocol.collecting import RoundResult
+from lightsecagg.protocol.messages import Entry
+from lightsecagg.protocol.terms import Run
+from lightsecagg.settings import Settings
+from lightsecagg.tracking import events
+from lightsecagg.training.base import State
+from lightsecagg.training.state import add_delta, dump
 
 
 def link_settings(settings: Settings) -> comm.LinkSettings:
@@ -172,7 +172,8 @@ class Server:
                 self._tracker.emit(events.RoundAborted(round=self._round, reason=error.reason.value))
                 if aborts_in_a_row >= self._settings.secure_aggregation_args.max_aborts:
                     raise RunStopped(
-                        f"{aborts_in_a_row} rounds in a row were aborted, the last one with {error.reason.value}"
+                        f"{aborts_in_a_row} rounds in a row were aborted, "
+                        f"the last one with {error.reason.value}"
                     ) from None
 
     async def _gather_clients(self) -> None:

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
-from ..comm import base as comm
-from ..errors import CommError, Reason, RemoteProtocolError
-from ..identity import Roster
-from ..protocol import messages as m
-from ..protocol.joining import JoiningRefusedError, ServerJoining, refusal, welcome
-from ..protocol.terms import Run, is_signed
-from ..protocol.wire import encode, from_client
-from ..sealing import is_round_key
-from ..tracking.events import ClientJoined, ClientLost, ClientRefused, Tracker
-from .outbox import Outbox
-from .scheme import Free
+from lightsecagg.comm import base as comm
+from lightsecagg.errors import CommError, Reason, RemoteProtocolError
+from lightsecagg.identity import Roster
+from lightsecagg.managers.outbox import Outbox
+from lightsecagg.managers.scheme import Free
+from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.joining import JoiningRefusedError, ServerJoining, refusal, welcome
+from lightsecagg.protocol.terms import Run, is_signed
+from lightsecagg.protocol.wire import encode, from_client
+from lightsecagg.sealing import is_round_key
+from lightsecagg.tracking.events import ClientJoined, ClientLost, ClientRefused, Tracker
 
 _QUEUE = 64  # messages between the hub and a round: beyond that the hub gives no more credit
 _HELLO_TIMEOUT = 30.0  # seconds that a connection may take to say who it is

@@ -9,12 +9,12 @@ from functools import cached_property
 
 import numpy as np
 
-from ..settings import Settings
-from ..training.base import Dataset, LocalData, Trainer, TrainSettings
-from ..training.data import load_dataset
-from ..training.partition import partition
-from ..training.registry import make_trainer, set_threads
-from ..training.state import Layout, layout_of
+from lightsecagg.settings import Settings
+from lightsecagg.training.base import Dataset, LocalData, Trainer, TrainSettings
+from lightsecagg.training.data import load_dataset
+from lightsecagg.training.partition import partition
+from lightsecagg.training.registry import make_trainer, set_threads
+from lightsecagg.training.state import Layout, layout_of
 
 
 @dataclass(frozen=True)

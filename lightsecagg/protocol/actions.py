@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ..errors import AbortReason, Reason
+from lightsecagg.errors import AbortReason, Reason
 
 SERVER = 0
 """The server, where a client number is wanted."""

@@ -7,21 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..codec import MaskCodec
-from ..errors import LocalProtocolError, ParameterError, Reason, RemoteProtocolError, UpdateError
-from ..field import Elements, PrimeField
-from ..identity import SIGNATURE_BYTES, Identity, Roster, verify
-from ..labels import ENDORSEMENT
-from ..packing import pack
-from ..parameters import Parameters
-from ..randomness import Entropy, system_entropy
-from ..sealing import PairKeys, RoundKey
-from . import messages as m
-from .actions import SERVER, Action, Finished, Left, Ready, Send, Stream, What
-from .dealing import Dealing
-from .holding import Holding
-from .model import ModelAssembly
-from .terms import (
+from lightsecagg.codec import MaskCodec
+from lightsecagg.errors import LocalProtocolError, ParameterError, Reason, RemoteProtocolError, UpdateError
+from lightsecagg.field import Elements, PrimeField
+from lightsecagg.identity import SIGNATURE_BYTES, Identity, Roster, verify
+from lightsecagg.labels import ENDORSEMENT
+from lightsecagg.packing import pack
+from lightsecagg.parameters import Parameters
+from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.actions import SERVER, Action, Finished, Left, Ready, Send, Stream, What
+from lightsecagg.protocol.dealing import Dealing
+from lightsecagg.protocol.holding import Holding
+from lightsecagg.protocol.model import ModelAssembly
+from lightsecagg.protocol.terms import (
     Floors,
     Run,
     cohort_digest,
@@ -33,9 +31,11 @@ from .terms import (
     parameters_of,
     vector_length,
 )
-from .transitions import CLIENT_MOVES, FROM_SERVER, ClientStage, Verdict, judge, move
-from .uploads import OutgoingUpload
-from .wire import encode, from_server, part_elements
+from lightsecagg.protocol.transitions import CLIENT_MOVES, FROM_SERVER, ClientStage, Verdict, judge, move
+from lightsecagg.protocol.uploads import OutgoingUpload
+from lightsecagg.protocol.wire import encode, from_server, part_elements
+from lightsecagg.randomness import Entropy, system_entropy
+from lightsecagg.sealing import PairKeys, RoundKey
 
 
 @dataclass
@@ -127,7 +127,7 @@ class ClientRound:
 
     @property
     def can_upload(self) -> bool:
-        """Whether ``upload()`` may be called: the shares were pulled to their end, and no update was given."""
+        """Whether ``upload()`` may be called: the shares are out, and no update was given."""
         return self._running is not None and self._running.dealing.has_mask
 
     def round_key(self) -> Send:

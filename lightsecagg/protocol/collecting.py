@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..codec import MaskCodec
-from ..codec.seeded import derived_receivers, seeded_receivers
-from ..errors import Reason, RemoteProtocolError
-from ..field import Elements
-from ..packing import unpack
-from ..quantize import FixedPoint
-from ..randomness import SEED_BYTES
-from ..sealing import TAG_BYTES
-from .actions import Send
-from .messages import EncodedMask, MaskName, SealedSeed, SealedSeeds
-from .wire import encode, part_count, part_elements, part_length
+from lightsecagg.codec import MaskCodec
+from lightsecagg.codec.seeded import derived_receivers, seeded_receivers
+from lightsecagg.errors import Reason, RemoteProtocolError
+from lightsecagg.field import Elements
+from lightsecagg.packing import unpack
+from lightsecagg.protocol.actions import Send
+from lightsecagg.protocol.messages import EncodedMask, MaskName, SealedSeed, SealedSeeds
+from lightsecagg.protocol.wire import encode, part_count, part_elements, part_length
+from lightsecagg.quantize import FixedPoint
+from lightsecagg.randomness import SEED_BYTES
+from lightsecagg.sealing import TAG_BYTES
 
 
 @dataclass(frozen=True)

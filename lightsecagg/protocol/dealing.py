@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from ..codec import MaskCodec, SeededShares
-from ..codec.seeded import seeded_receivers
-from ..errors import LocalProtocolError
-from ..field import Elements
-from ..labels import KIND_ELEMENTS, KIND_SEED
-from ..packing import pack
-from ..randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy
-from ..sealing import PairKeys, seal
-from .messages import EncodedMask, MaskName, SealedSeeds
-from .wire import part_count, part_elements
+from lightsecagg.codec import MaskCodec, SeededShares
+from lightsecagg.codec.seeded import seeded_receivers
+from lightsecagg.errors import LocalProtocolError
+from lightsecagg.field import Elements
+from lightsecagg.labels import KIND_ELEMENTS, KIND_SEED
+from lightsecagg.packing import pack
+from lightsecagg.protocol.messages import EncodedMask, MaskName, SealedSeeds
+from lightsecagg.protocol.wire import part_count, part_elements
+from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy
+from lightsecagg.sealing import PairKeys, seal
 
 
 class Dealing:

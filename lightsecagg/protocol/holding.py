@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..codec import MaskCodec
-from ..codec.seeded import seeded_receivers
-from ..errors import LocalProtocolError, RemoteProtocolError
-from ..labels import KIND_ELEMENTS, KIND_SEED
-from ..packing import pack, unpack
-from ..randomness import BLOCK_ELEMENTS, SEED_BYTES, expand
-from ..sealing import PairKeys, unseal
-from .wire import part_count, part_elements, part_length
+from lightsecagg.codec import MaskCodec
+from lightsecagg.codec.seeded import seeded_receivers
+from lightsecagg.errors import LocalProtocolError, RemoteProtocolError
+from lightsecagg.labels import KIND_ELEMENTS, KIND_SEED
+from lightsecagg.packing import pack, unpack
+from lightsecagg.protocol.wire import part_count, part_elements, part_length
+from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, expand
+from lightsecagg.sealing import PairKeys, unseal
 
 
 class Holding:
@@ -93,7 +93,7 @@ class Holding:
         return sender != self._own and sender in self._keys and (self._own in receivers) is seeded
 
     def answer(self, survivors: frozenset[int]) -> Iterator[bytes]:
-        """Σ_{i∈survivors} [z_i]_own as packed parts; everything is handed to the iterator, nothing stays here.
+        """Σ_{i∈survivors} [z_i]_own as packed parts; the iterator gets everything, nothing stays here.
 
         Raises:
             LocalProtocolError: a survivor's share is not held.

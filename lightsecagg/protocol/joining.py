@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..errors import Reason, RemoteProtocolError
-from ..identity import SIGNATURE_BYTES, Identity, Roster, verify
-from ..labels import HELLO, PROTOCOL_VERSION
-from ..randomness import Entropy, system_entropy
-from . import messages as m
-from .terms import Run
-from .wire import encode, from_client, from_server
+from lightsecagg.errors import Reason, RemoteProtocolError
+from lightsecagg.identity import SIGNATURE_BYTES, Identity, Roster, verify
+from lightsecagg.labels import HELLO, PROTOCOL_VERSION
+from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.terms import Run
+from lightsecagg.protocol.wire import encode, from_client, from_server
+from lightsecagg.randomness import Entropy, system_entropy
 
 
 class JoiningRefusedError(RemoteProtocolError):

@@ -6,13 +6,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from enum import Enum, auto
 
-from ..errors import AbortReason, LocalProtocolError, Reason, RemoteProtocolError
-from . import messages as m
-from .actions import Aborted, Action, ClientDropped, Finished, Ready, Send, StageReached, What
-from .collecting import RoundResult
-from .transitions import PHASE_OF, SERVER_MOVES, Phase, Rows, ServerStage, Verdict, judge, move
-from .uploads import UploadDesk
-from .wire import encode, from_client
+from lightsecagg.errors import AbortReason, LocalProtocolError, Reason, RemoteProtocolError
+from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.actions import (
+    Aborted,
+    Action,
+    ClientDropped,
+    Finished,
+    Ready,
+    Send,
+    StageReached,
+    What,
+)
+from lightsecagg.protocol.collecting import RoundResult
+from lightsecagg.protocol.transitions import (
+    PHASE_OF,
+    SERVER_MOVES,
+    Phase,
+    Rows,
+    ServerStage,
+    Verdict,
+    judge,
+    move,
+)
+from lightsecagg.protocol.uploads import UploadDesk
+from lightsecagg.protocol.wire import encode, from_client
 
 
 class Presence(Enum):
@@ -24,8 +42,8 @@ class Presence(Enum):
 
 
 class ServerMachine(ABC):
-    """One server, one round. Not thread-safe; the streams it gives own their data and may be pulled in another
-    thread.
+    """One server, one round. Not thread-safe; the streams it gives own their data and may be pulled in
+    another thread.
 
     It has no time: the caller says ``deadline()`` when a stage has lasted long enough, and ``away``, ``back``
     and ``lose`` when a client's link breaks, resumes or is given up. Every call tells what to do next.

@@ -11,10 +11,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from ..errors import Reason
-from ..identity import PUBLIC_BYTES, SIGNATURE_BYTES
-from ..parameters import MAX_CLIENTS
-from ..sealing import ROUND_KEY_BYTES
+from lightsecagg.errors import Reason
+from lightsecagg.identity import PUBLIC_BYTES, SIGNATURE_BYTES
+from lightsecagg.parameters import MAX_CLIENTS
+from lightsecagg.sealing import ROUND_KEY_BYTES
 
 NONCE_BYTES = 32
 HASH_BYTES = 32
@@ -106,7 +106,7 @@ class Welcome(Message, frozen=True, tag=3):
 
 
 class Refused(Message, frozen=True, tag=4):
-    """Server: you do not take part, or no longer; ``detail`` names a setting or entry, never a value of yours."""
+    """Server: you do not take part, or no longer; ``detail`` names the setting or entry at fault."""
 
     reason: Reason
     detail: Text = ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from ..errors import Reason, RemoteProtocolError
-from .actions import Send, Stream
-from .messages import ModelPart
-from .wire import PART_BYTES, encode, part_count, part_length
+from lightsecagg.errors import Reason, RemoteProtocolError
+from lightsecagg.protocol.actions import Send, Stream
+from lightsecagg.protocol.messages import ModelPart
+from lightsecagg.protocol.wire import PART_BYTES, encode, part_count, part_length
 
 
 def model_stream(round_number: int, to: int, model: bytes) -> Stream:
@@ -42,7 +42,8 @@ class ModelAssembly:
         Raises:
             RemoteProtocolError: it is not the next part, or has a wrong length.
         """
-        if self.model is not None or index != len(self._parts):
+        count = part_count(self._length, PART_BYTES)
+        if self.model is not None or index != len(self._parts) or index >= count:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a model part out of order")
         if len(data) != part_length(self._length, PART_BYTES, index):
             raise RemoteProtocolError(Reason.BAD_LENGTH, "a model part of a wrong length")

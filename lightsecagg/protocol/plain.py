@@ -13,13 +13,30 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import AbortReason, LocalProtocolError, Reason, RemoteProtocolError, RoundAborted, UpdateError
-from . import messages as m
-from .actions import SERVER, Action, Finished, Left, Ready, Send, StageReached, Stream, What
-from .collecting import RoundResult
-from .machine import Presence, ServerMachine
-from .model import ModelAssembly, model_stream
-from .transitions import (
+from lightsecagg.errors import (
+    AbortReason,
+    LocalProtocolError,
+    Reason,
+    RemoteProtocolError,
+    RoundAborted,
+    UpdateError,
+)
+from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.actions import (
+    SERVER,
+    Action,
+    Finished,
+    Left,
+    Ready,
+    Send,
+    StageReached,
+    Stream,
+    What,
+)
+from lightsecagg.protocol.collecting import RoundResult
+from lightsecagg.protocol.machine import Presence, ServerMachine
+from lightsecagg.protocol.model import ModelAssembly, model_stream
+from lightsecagg.protocol.transitions import (
     CLIENT_MOVES,
     FROM_PLAIN_CLIENT,
     FROM_PLAIN_SERVER,
@@ -29,8 +46,8 @@ from .transitions import (
     judge,
     move,
 )
-from .uploads import OutgoingUpload, UploadDesk
-from .wire import PART_BYTES, encode, from_server
+from lightsecagg.protocol.uploads import OutgoingUpload, UploadDesk
+from lightsecagg.protocol.wire import PART_BYTES, encode, from_server
 
 Floats = npt.NDArray[np.float32]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..codec import MaskCodec
-from ..errors import (
+from lightsecagg.codec import MaskCodec
+from lightsecagg.errors import (
     AbortReason,
     LocalProtocolError,
     ParameterError,
@@ -16,25 +16,22 @@ from ..errors import (
     RemoteProtocolError,
     RoundAborted,
 )
-from ..field import PrimeField
-from ..identity import verify
-from ..labels import ENDORSEMENT
-from ..packing import unpack
-from ..parameters import Parameters
-from ..quantize import SumOutOfRangeError
-from . import messages as m
-from .actions import Action, Ready, Send, StageReached, What
-from .collecting import Answers, RoundResult, ShareTally, unmask
-from .cover import settle
-from .machine import Presence, ServerMachine
-from .model import model_stream
-from .terms import Run, cohort_digest, cohort_flaw, quantizer_of, vector_length
-from .transitions import (
-    FROM_CLIENT,
-    ServerStage,
-)
-from .uploads import UploadDesk
-from .wire import encode, part_elements
+from lightsecagg.field import PrimeField
+from lightsecagg.identity import verify
+from lightsecagg.labels import ENDORSEMENT
+from lightsecagg.packing import unpack
+from lightsecagg.parameters import Parameters
+from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.actions import Action, Ready, Send, StageReached, What
+from lightsecagg.protocol.collecting import Answers, RoundResult, ShareTally, unmask
+from lightsecagg.protocol.cover import settle
+from lightsecagg.protocol.machine import Presence, ServerMachine
+from lightsecagg.protocol.model import model_stream
+from lightsecagg.protocol.terms import Run, cohort_digest, cohort_flaw, quantizer_of, vector_length
+from lightsecagg.protocol.transitions import FROM_CLIENT, ServerStage
+from lightsecagg.protocol.uploads import UploadDesk
+from lightsecagg.protocol.wire import encode, part_elements
+from lightsecagg.quantize import SumOutOfRangeError
 
 
 class ServerRound(ServerMachine):

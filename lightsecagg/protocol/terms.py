@@ -1,4 +1,4 @@
-"""What the clients of a round must see alike: the terms, the run, the cohort, and the digest over all of it."""
+"""What the clients of a round must see alike: terms, run, cohort, and the digest over all of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import cast
 
 import msgspec
 
-from ..field import PrimeField
-from ..identity import Identity, Roster, verify
-from ..labels import COHORT_DIGEST, PROTOCOL_VERSION, ROUND_KEY
-from ..parameters import Parameters
-from ..quantize import FixedPoint, Rounding
-from ..randomness import Entropy, system_entropy
-from .messages import NONCE_BYTES, Entry, Member, RoundStart, Terms, as_plain
+from lightsecagg.field import PrimeField
+from lightsecagg.identity import Identity, Roster, verify
+from lightsecagg.labels import COHORT_DIGEST, PROTOCOL_VERSION, ROUND_KEY
+from lightsecagg.parameters import Parameters
+from lightsecagg.protocol.messages import NONCE_BYTES, Entry, Member, RoundStart, Terms, as_plain
+from lightsecagg.quantize import FixedPoint, Rounding
+from lightsecagg.randomness import Entropy, system_entropy
 
 MODE_SYNC = "sync"
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import StrEnum, auto
 from typing import TypeVar
 
-from ..errors import LocalProtocolError, Reason, RemoteProtocolError
-from . import messages as m
+from lightsecagg.errors import LocalProtocolError, Reason, RemoteProtocolError
+from lightsecagg.protocol import messages as m
 
 
 class Verdict(StrEnum):

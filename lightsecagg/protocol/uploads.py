@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ..errors import Reason, RemoteProtocolError
-from .actions import SERVER, Action, Send, UploadCompleted, UploadGranted
-from .messages import Message, UploadGrant
-from .transitions import UPDATE_MOVES, UpdateState, move
-from .wire import encode, part_count, part_length
+from lightsecagg.errors import Reason, RemoteProtocolError
+from lightsecagg.protocol.actions import SERVER, Action, Send, UploadCompleted, UploadGranted
+from lightsecagg.protocol.messages import Message, UploadGrant
+from lightsecagg.protocol.transitions import UPDATE_MOVES, UpdateState, move
+from lightsecagg.protocol.wire import encode, part_count, part_length
 
 Vector = npt.NDArray[Any]
 

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import msgspec
 
-from ..errors import Reason, RemoteProtocolError
-from ..field import PrimeField
-from ..randomness import BLOCK_ELEMENTS
-from .messages import FromClient, FromServer, Message
+from lightsecagg.errors import Reason, RemoteProtocolError
+from lightsecagg.field import PrimeField
+from lightsecagg.protocol.messages import FromClient, FromServer, Message
+from lightsecagg.randomness import BLOCK_ELEMENTS
 
 PART_BYTES = 2**20
 """Contents of one part of a long vector, at most."""

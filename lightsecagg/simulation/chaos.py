@@ -6,17 +6,17 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from ..codec.seeded import seeded_receivers
-from ..errors import Reason
-from ..field import Elements
-from ..protocol import messages as m
-from ..protocol.actions import SERVER, Action, Left, Send, StageReached, UploadCompleted, What
-from ..protocol.client import ClientRound
-from ..protocol.server import ServerRound
-from ..protocol.transitions import FROM_CLIENT, ClientStage, ServerStage, Verdict, judge
-from ..protocol.wire import encode, from_client, from_server
-from .faults import Fate, Fault, Plan
-from .network import Link, Network, Outlet, Possible
+from lightsecagg.codec.seeded import seeded_receivers
+from lightsecagg.errors import Reason
+from lightsecagg.field import Elements
+from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.actions import SERVER, Action, Left, Send, StageReached, UploadCompleted, What
+from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.server import ServerRound
+from lightsecagg.protocol.transitions import FROM_CLIENT, ClientStage, ServerStage, Verdict, judge
+from lightsecagg.protocol.wire import encode, from_client, from_server
+from lightsecagg.simulation.faults import Fate, Fault, Plan
+from lightsecagg.simulation.network import Link, Network, Outlet, Possible
 
 _SEALED_SEED = 48  # a sealed seed's bytes
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..parameters import Parameters
-from ..protocol.transitions import ServerStage
+from lightsecagg.parameters import Parameters
+from lightsecagg.protocol.transitions import ServerStage
 
 STAGES = (
     ServerStage.SHARING,

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ..errors import Reason
-from ..field import Elements
-from ..protocol.actions import (
+from lightsecagg.errors import Reason
+from lightsecagg.field import Elements
+from lightsecagg.protocol.actions import (
     SERVER,
     Aborted,
     Action,
@@ -26,8 +26,8 @@ from ..protocol.actions import (
     Stream,
     What,
 )
-from ..protocol.client import ClientRound
-from ..protocol.server import ServerRound
+from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.server import ServerRound
 
 Spy = Callable[[int, int, bytes | memoryview], None]
 """Called with (sender, receiver, message) for everything that is put on the network."""

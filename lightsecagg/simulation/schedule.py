@@ -14,19 +14,19 @@ from unittest import mock
 
 import numpy as np
 
-from .. import randomness
-from ..errors import AbortReason, Reason
-from ..field import Elements, PrimeField
-from ..identity import Identity
-from ..protocol import dealing, holding, model, terms, wire
-from ..protocol.actions import Aborted
-from ..protocol.client import ClientRound
-from ..protocol.collecting import RoundResult
-from ..protocol.server import ServerRound
-from ..quantize import FixedPoint
-from .chaos import Chaos, FlawError
-from .faults import Plan, draw_plan
-from .network import Link
+from lightsecagg import randomness
+from lightsecagg.errors import AbortReason, Reason
+from lightsecagg.field import Elements, PrimeField
+from lightsecagg.identity import Identity
+from lightsecagg.protocol import dealing, holding, model, terms, wire
+from lightsecagg.protocol.actions import Aborted
+from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.collecting import RoundResult
+from lightsecagg.protocol.server import ServerRound
+from lightsecagg.quantize import FixedPoint
+from lightsecagg.simulation.chaos import Chaos, FlawError
+from lightsecagg.simulation.faults import Plan, draw_plan
+from lightsecagg.simulation.network import Link
 
 Trace = Callable[[str], None]
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from .schedule import ScheduleError, play
+from lightsecagg.simulation.schedule import ScheduleError, play
 
 _BATCH = 50
 

@@ -78,6 +78,30 @@ def test_a_changed_signature_or_key_is_refused_and_never_raises() -> None:
         assert not verify(identity.public, wrong, "label", *FIELDS)
 
 
+SMALL_ORDER = [
+    bytes(32),
+    (1).to_bytes(32, "little"),
+    (2**255 - 20).to_bytes(32, "little"),
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+    bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+]
+"""Encodings of y of the points whose order divides 8; the top bit is the sign of x."""
+
+
+def signs(point: bytes) -> tuple[bytes, bytes]:
+    return point, point[:31] + bytes([point[31] | 0x80])
+
+
+@pytest.mark.parametrize("point", SMALL_ORDER, ids=lambda point: point.hex()[:4])
+def test_a_key_of_small_order_signs_nothing(point: bytes) -> None:
+    """For such a key anyone can make signatures: S = 0 and R of small order do, for one message in 8."""
+    forgeries = [r + bytes(32) for small in SMALL_ORDER for r in signs(small)]
+    for public in signs(point):
+        assert not any(verify(public, forged, "label", i) for forged in forgeries for i in range(32))
+        with pytest.raises(ConfigError, match="wanted an Ed25519 public key"):
+            decode_key(encode_key(public))
+
+
 fields = st.lists(st.binary(max_size=5) | st.integers(0, 2**63) | st.text(max_size=5), max_size=4)
 
 

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lightsecagg.training.base import Array, Dataset, Evaluation, LocalData, State, Trainer, TrainResult, TrainSettings
+from lightsecagg.training.base import (
+    Array,
+    Dataset,
+    Evaluation,
+    LocalData,
+    State,
+    Trainer,
+    TrainResult,
+    TrainSettings,
+)
 
 DIMENSION = 23
 

@@ -20,8 +20,7 @@ import yaml
 from lightsecagg.settings import Settings, load
 from lightsecagg.training.base import LocalData
 from lightsecagg.training.partition import partition
-
-from . import e2e_plugins
+from tests.e2e import e2e_plugins
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
@@ -51,23 +50,16 @@ class Process:
     """One process; what it prints is read line by line."""
 
     def __init__(self, words: Sequence[str], cwd: Path, halt: str | None) -> None:
-        self._read_end = None
-        fds: tuple[int, ...] = ()
         if halt is not None:
-            self._read_end, write_end = os.pipe()
-            words = [*words, "--halt-at", f"{halt}:{write_end}"]
-            fds = (write_end,)
+            words = [*words, "--halt-at", halt]
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "lightsecagg", *words],
             cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            pass_fds=fds,
             env={**os.environ, "HOME": str(cwd), "PYTHONPATH": str(HERE), "COLUMNS": "400"},
         )
-        for fd in fds:
-            os.close(fd)
         self.lines: list[str] = []
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -90,8 +82,9 @@ class Process:
 
     def halted(self) -> None:
         """Wait until the process has stopped itself at its point."""
-        assert self._read_end is not None
-        assert os.read(self._read_end, 1) == b"!", f"never halted:\n{self.output()}"
+        found = os.waitid(os.P_PID, self.popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert found is not None
+        assert found.si_code == os.CLD_STOPPED, f"never halted:\n{self.output()}"
 
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
@@ -120,8 +113,6 @@ class Process:
         self._reader.join(PATIENCE)
         assert self.popen.stdout is not None
         self.popen.stdout.close()
-        if self._read_end is not None:
-            os.close(self._read_end)
 
 
 class Run:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .e2e_plugins import DIMENSION, known_delta
-from .processes import Run
+from tests.e2e.e2e_plugins import DIMENSION, known_delta
+from tests.e2e.processes import Run
 
 
 def assert_model_is_the_exact_mean(run: Run) -> None:
@@ -46,7 +46,9 @@ PHASES = {
 
 
 @pytest.mark.parametrize("event", PHASES)
-def test_killing_as_many_clients_as_tolerated_changes_only_who_is_in_the_average(tmp_path: Path, event: str) -> None:
+def test_killing_as_many_clients_as_tolerated_changes_only_who_is_in_the_average(
+    tmp_path: Path, event: str
+) -> None:
     with Run(tmp_path, workers=5) as run:
         server = run.server()
         clients = {rank: run.client(rank, halt=f"1:{event}" if rank == 3 else None) for rank in range(1, 6)}
@@ -72,7 +74,9 @@ def test_one_more_than_tolerated_aborts_the_round_and_the_rest_carry_on(tmp_path
         assert [client.exit_code() for client in others] == [0] * 3
         assert [event["reason"] for event in run.events("RoundAborted")] == ["too_few_updates"]
         assert [event["survivors"] for event in run.events("RoundCompleted")] == [[3, 4, 5]] * 2
-        assert [event["round"] for event in run.events("RoundCompleted")] == [2, 3], "a retry has a new number"
+        assert [event["round"] for event in run.events("RoundCompleted")] == [2, 3], (
+            "a retry has a new number"
+        )
         assert_model_is_the_exact_mean(run)
 
 
@@ -120,7 +124,10 @@ def test_frozen_client_is_left_behind_and_comes_back_for_later_rounds(tmp_path: 
 
 
 def test_killed_client_may_be_started_again_and_takes_its_rank_back(tmp_path: Path) -> None:
-    changes = {"train_args": {"comm_round": 3}, "secure_aggregation_args": {"min_clients": 4, "key_timeout": 60}}
+    changes = {
+        "train_args": {"comm_round": 3},
+        "secure_aggregation_args": {"min_clients": 4, "key_timeout": 60},
+    }
     with Run(tmp_path, workers=4, **changes) as run:
         server = run.server()
         first = run.client(2, halt="1:take SurvivorSet")

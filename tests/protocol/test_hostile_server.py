@@ -20,6 +20,7 @@ from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.terms import Floors, Run, make_member
 from lightsecagg.protocol.transitions import ClientStage, ServerStage
 from lightsecagg.protocol.wire import encode, from_client, from_server
+from lightsecagg.simulation.faults import STAGES
 from lightsecagg.simulation.schedule import short_parts
 from tests.protocol.scene import Scene, reason_of, said
 
@@ -67,7 +68,8 @@ def test_no_honest_client_answers_a_second_survivor_set(assignment: tuple[int, .
         certificate = scene.certificate(sets[which], endorsers, [known[n] for n in sorted(endorsers)])
         if answers_of(scene, number, certificate):
             answered.add(which)
-    assert len(answered) <= 1
+    shown_most = max(assignment.count(0), assignment.count(1))
+    assert len(answered) == (1 if shown_most >= 3 else 0)  # three honest clients and the bought one are U
 
 
 def test_everybody_answers_the_one_survivor_set_that_was_certified() -> None:
@@ -248,7 +250,7 @@ def _forged(name: str, scene: Scene) -> bytes:
     ],
 )
 @pytest.mark.parametrize("has_signed", [True, False])
-def test_a_certificate_without_the_signatures_of_U_distinct_members_gets_no_answer(
+def test_a_certificate_without_the_signatures_of_enough_distinct_members_gets_no_answer(
     forgery: str, has_signed: bool
 ) -> None:
     scene = collected()
@@ -404,7 +406,7 @@ def test_a_round_below_the_clients_floors_is_refused(floors: Floors, accepted: b
         assert refuses(scene, scene.opening, Reason.BELOW_FLOOR)
 
 
-def test_by_default_a_client_refuses_T_0_and_cohorts_of_two() -> None:
+def test_by_default_a_client_refuses_no_privacy_and_cohorts_of_two() -> None:
     scene = Scene(5, 4, 1, floors=Floors())
     assert refuses(scene, change(scene.opening, privacy_threshold=0), Reason.BELOW_FLOOR)
     pair = Scene(2, 2, 1, floors=Floors())
@@ -569,11 +571,9 @@ def test_a_second_opening_in_a_running_round_makes_the_client_leave() -> None:
             scene.clients[1].shares()
 
 
-@pytest.mark.parametrize("stage", [None, *ServerStage])
+@pytest.mark.parametrize("stage", [None, *STAGES])
 def test_a_server_that_starts_plain_averaging_gets_no_update(stage: ServerStage | None) -> None:
     scene = Scene(5, 4, 1)
-    if stage in (ServerStage.COUNTING, ServerStage.ABORTED, ServerStage.DONE):
-        pytest.skip("no stage of a running secure round")
     if stage is not None:
         scene.wire.until(stage)
     client = scene.clients[1]
@@ -630,7 +630,7 @@ def test_model_parts_out_of_order_or_of_a_wrong_length_are_refused(
     parts: list[tuple[int, int]], reason: Reason
 ) -> None:
     with short_parts(4):
-        scene, client = running(model=bytes(40))
+        _, client = running(model=bytes(40))
         *fine, last = parts
         for index, length in fine:
             assert reason_of(client.receive(part(index, bytes(length)))) is None
@@ -638,7 +638,7 @@ def test_model_parts_out_of_order_or_of_a_wrong_length_are_refused(
 
 
 def test_a_model_other_than_announced_is_not_trained() -> None:
-    scene, client = running(model=b"the right model")
+    _, client = running(model=b"the right model")
     actions = client.receive(part(0, b"the wrong model"))
     assert reason_of(actions) is Reason.MODEL_MISMATCH
     assert Ready(What.TRAINING) not in actions
@@ -777,7 +777,7 @@ LEGAL = {
 
 
 def client_in(stage: ClientStage) -> Scene:
-    """A scene whose client 1 is in ``stage``, trained and uploaded where it can be; no model yet before that."""
+    """A scene whose client 1 is in ``stage``; from CANDIDATES on its update is uploaded."""
     scene = Scene(5, 4, 1)
     client = scene.clients[1]
     if stage in (ClientStage.KEYED, ClientStage.OVER):
@@ -845,7 +845,7 @@ def test_shares_that_are_invented_repeated_or_sent_as_its_own_are_not_held_and_b
     victim = scene.clients[1]
     assert victim.stage is ClientStage.SHARING
     scene.wire._links[SERVER, 1].pop()  # ReportShares waits
-    while scene.wire._links.get(SERVER, 1):
+    while scene.wire._links.get((SERVER, 1)):
         victim.receive(scene.wire._links[SERVER, 1].popleft())
     shares = [
         raw
