@@ -107,7 +107,8 @@ def test_torch_is_imported_by_the_torch_trainer_and_models_only() -> None:
     "module", ["lightsecagg", "lightsecagg.managers.client", "lightsecagg.managers.server"]
 )
 def test_neither_torch_nor_a_carrier_is_loaded_before_it_is_asked_for(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'sklearn', 'grpc', 'wandb', 'paho') if m in sys.modules])"
+    heavy = ("torch", "sklearn", "grpc", "wandb", "paho")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -176,7 +176,7 @@ class Client:
                     pass
 
     def _adopt(self, joined: Joined) -> None:
-        """Learning rate, epochs and batch size come from the server; nothing that protects the client does."""
+        """Learning rate, epochs and batch size come from the server; nothing that protects a client does."""
         try:
             given = TrainArgs.model_validate_json(joined.settings.get("train_args", ""))
         except pydantic.ValidationError:

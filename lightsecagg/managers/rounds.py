@@ -95,8 +95,11 @@ class RoundRunner:
         self._is_over = False
         self._clock = time.monotonic()
         self._phase = ""
+        self._traffic = self._bytes()
         self.seconds: dict[str, float] = {}
         """Wall time of each phase so far."""
+        self.bytes: dict[str, float] = {}
+        """Bytes on the wire in each phase so far, to and from a client, on average."""
 
     async def run(self) -> RoundResult:
         """Run the round.
@@ -245,6 +248,9 @@ class RoundRunner:
         if stage in self._timeouts:
             self._enter(stage.value)
 
+    def _bytes(self) -> float:
+        return sum(self._session.bytes_of(rank) for rank in self._ranks) / len(self._ranks)
+
     def _tell_who_is_left_out(self) -> None:
         """The survivor set is fixed: whoever is not in it is lost for this round."""
         for number, rank in enumerate(self._ranks, start=1):
@@ -258,9 +264,11 @@ class RoundRunner:
 
     def _enter(self, phase: str) -> None:
         now = time.monotonic()
+        traffic = max(self._traffic, self._bytes())  # a process that ended meanwhile counts from 0 again
         if self._phase:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._clock
-        self._clock, self._phase = now, phase
+            self.bytes[self._phase] = self.bytes.get(self._phase, 0.0) + traffic - self._traffic
+        self._clock, self._phase, self._traffic = now, phase, traffic
         if phase:
             self._tracker.emit(PhaseStarted(round=self._machine.round_number, phase=phase))
 

@@ -240,11 +240,8 @@ class Server:
         )
         for rank in ranks:
             self._session.clients[rank].free = None
-        before = {rank: self._session.bytes_of(rank) for rank in ranks}
         runner = RoundRunner(machine, self._session, cohort, self._settings, self._tracker, self._machines)
         result = await runner.run()
-        # A process that ended in between counts from 0 again: it adds nothing.
-        traffic = [max(0, self._session.bytes_of(rank) - before[rank]) for rank in ranks]
         self._take_over(result)
         self._completed += 1
         self._tracker.emit(
@@ -252,7 +249,8 @@ class Server:
                 round=self._round,
                 survivors=tuple(ranks[number - 1] for number in result.survivors),
                 seconds=runner.seconds,
-                bytes_per_client=sum(traffic) / len(traffic),
+                bytes_per_client=sum(runner.bytes.values()),
+                bytes_by_phase=runner.bytes,
             )
         )
         every, last = (

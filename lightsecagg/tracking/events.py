@@ -95,13 +95,15 @@ class RoundCompleted:
 
     Attributes:
         seconds: wall time of each phase, in the order of the phases.
-        bytes_per_client: mean of what went to and came from each client of the cohort.
+        bytes_per_client: what went to and came from a client of the cohort on the wire, on average.
+        bytes_by_phase: the same for each phase; it adds up to ``bytes_per_client``.
     """
 
     round: int
     survivors: tuple[int, ...]
     seconds: Mapping[str, float]
     bytes_per_client: float
+    bytes_by_phase: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

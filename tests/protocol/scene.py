@@ -64,6 +64,8 @@ class Wire(Network):
 
     def until(self, stage: ServerStage) -> None:
         """Go on until the server reached ``stage``; what it then said is still under way."""
+        if not self.has_begun:
+            self.start()
         while self.server.stage is not stage:
             assert self.outcome is None, f"the round ended ({self.outcome}) before {stage}"
             self.one()
@@ -118,7 +120,7 @@ class Scene:
         self.quantizer = quantizer
         self.field = PrimeField(order)
         self.dimension = dimension
-        self.entropy = entropy or source.randbytes
+        self.entropy = entropy or random.Random(f"secrets {seed}").randbytes
         self.round_number = round_number
         if before is None:
             self.protocol_run = Run("scene", random.Random(7).randbytes(32))

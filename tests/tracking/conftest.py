@@ -50,6 +50,7 @@ def run() -> list[Event]:
             survivors=(1, 2, 3, 5),
             seconds={"sharing": 0.25, "uploading": 0.5, "recovering": 0.05},
             bytes_per_client=123456.0,
+            bytes_by_phase={"sharing": 123456.0},
         ),
         Evaluated(round=3, accuracy=0.914, loss=0.31234),
         RoundStarted(round=4, cohort=(1, 2, 3, 5), num_clients=4, target_survivors=3, privacy_threshold=1),

@@ -248,7 +248,9 @@ def test_picture_tells_who_is_left_out_and_who_is_back() -> None:
     cohort = {"num_clients": 3, "target_survivors": 2, "privacy_threshold": 0}
     picture.emit(RoundStarted(round=1, cohort=(1, 2, 3), **cohort))
     picture.emit(ClientLost(rank=3, reason="goodbye", round=1, phase="recovering"))
-    picture.emit(RoundCompleted(round=1, survivors=(1, 3), seconds={}, bytes_per_client=1.0))
+    picture.emit(
+        RoundCompleted(round=1, survivors=(1, 3), seconds={}, bytes_per_client=1.0, bytes_by_phase={})
+    )
     text = drawn(picture)
     assert "client 1  in the average" in text
     assert "client 2  not in the average" in text

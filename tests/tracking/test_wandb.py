@@ -35,7 +35,7 @@ class FakeWandb:
         self.asked: dict[str, Any] = {}
         self._error = error
 
-    def Settings(self, **values: Any) -> SimpleNamespace:  # noqa: N802 - the package's name
+    def Settings(self, **values: Any) -> SimpleNamespace:
         return SimpleNamespace(**values)
 
     def init(self, **values: Any) -> FakeRun:

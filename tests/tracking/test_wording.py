@@ -44,8 +44,14 @@ def test_accuracy_is_a_percentage_or_a_dash() -> None:
 
 def test_summary_averages_over_completed_rounds_and_keeps_the_order_of_phases() -> None:
     summary = Summary()
-    summary.emit(RoundCompleted(round=1, survivors=(1, 2), seconds={"b": 1.0, "a": 2.0}, bytes_per_client=10))
-    summary.emit(RoundCompleted(round=2, survivors=(2, 3), seconds={"b": 3.0}, bytes_per_client=30))
+    summary.emit(
+        RoundCompleted(
+            round=1, survivors=(1, 2), seconds={"b": 1.0, "a": 2.0}, bytes_per_client=10, bytes_by_phase={}
+        )
+    )
+    summary.emit(
+        RoundCompleted(round=2, survivors=(2, 3), seconds={"b": 3.0}, bytes_per_client=30, bytes_by_phase={})
+    )
     assert list(summary.seconds_per_phase.items()) == [("b", 2.0), ("a", 2.0)]
     assert summary.bytes_per_client == 20
     assert ("in every average", "clients 2") in summary.rows()

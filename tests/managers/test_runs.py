@@ -1,0 +1,206 @@
+"""Server and clients in one process over the local carrier: what overlaps, what stops, what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightsecagg.errors import ConfigError, RunStopped
+from lightsecagg.identity import Identity, encode_key
+from lightsecagg.managers.checkpoint import RunFolder
+from lightsecagg.managers.client import Client
+from lightsecagg.managers.participation import RefusedError
+from lightsecagg.managers.scheme import plan
+from lightsecagg.managers.server import Server
+from lightsecagg.settings import Settings
+from lightsecagg.tracking import events
+from tests.managers import blocking
+
+PATIENCE = 30.0
+
+
+class Recorder(events.Tracker):
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[events.Event] = []
+
+    def emit(self, event: events.Event) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        pass
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def make_settings(workers: int, **secure: Any) -> Settings:
+    return Settings.model_validate(
+        {
+            "data_args": {"dataset": "tests.e2e.e2e_plugins:tiny", "partition_method": "homo"},
+            "model_args": {"trainer": "tests.e2e.e2e_plugins:KnownTrainer"},
+            "train_args": {"comm_round": 2},
+            "secure_aggregation_args": secure,
+            "device_args": {"worker_num": workers},
+            "comm_args": {"backend": "LOCAL"},
+        }
+    )
+
+
+def with_trainer(settings: Settings, name: str) -> Settings:
+    return settings.model_copy(
+        update={"model_args": settings.model_args.model_copy(update={"trainer": name})}
+    )
+
+
+class Stage:
+    """One run in a folder of its own."""
+
+    def __init__(self, folder: Path, settings: Settings, run_id: str = "r1") -> None:
+        self.folder = RunFolder(folder, run_id, settings)
+        self.settings = settings
+        self.recorder = Recorder()
+
+    def server(self) -> Server:
+        self.folder.claim()
+        return Server(self.settings, self.folder, self.recorder)
+
+    def client(self, rank: int, identity: Identity | None = None, **options: Any) -> Client:
+        settings = options.pop("settings", self.settings)
+        return Client(settings, self.folder, rank, identity or Identity.generate(), Recorder(), **options)
+
+
+async def play(server: Server, clients: list[Client]) -> list[Any]:
+    async with asyncio.timeout(PATIENCE):
+        return await asyncio.gather(server.run(), *(c.run() for c in clients), return_exceptions=True)
+
+
+async def test_masks_are_dealt_and_exchanged_while_training_runs(tmp_path: Path) -> None:
+    blocking.may_train.clear()
+    settings = with_trainer(make_settings(5), "tests.managers.blocking:BlockingTrainer")
+    stage = Stage(tmp_path, settings)
+    seen: Counter[str] = Counter()
+
+    def observe(what: str) -> None:
+        seen[what] += 1
+        # N = 5, U = 4: each client deals its seeds and one derived share, and then reports.
+        dealt = [seen[f"send {name}"] for name in ("SealedSeeds", "EncodedMask", "SharesHeld")]
+        if dealt == [5, 5, 5] and not seen["send UpdateReady"]:
+            blocking.may_train.set()
+
+    clients = [stage.client(rank, observer=observe) for rank in range(1, 6)]
+    assert await play(stage.server(), clients) == [None] * 6
+    assert blocking.may_train.is_set()
+    assert len(stage.recorder.of(events.RoundCompleted)) == 2
+
+
+async def test_training_of_an_aborted_round_is_stopped_and_its_update_not_sent(tmp_path: Path) -> None:
+    blocking.may_train.clear()
+    blocking.stopped.clear()
+    settings = make_settings(3, upload_timeout=0.5, max_aborts=1)
+    stage = Stage(tmp_path, settings)
+    slow = with_trainer(settings, "tests.managers.blocking:BlockingTrainer")
+    clients = [stage.client(1, settings=slow), stage.client(2), stage.client(3)]
+    results = await play(stage.server(), clients)
+    assert isinstance(results[0], RunStopped)
+    assert "too_few_updates" in str(results[0])
+    assert blocking.stopped.wait(PATIENCE)
+    assert stage.folder.model.exists(), "the model of the last good round stands"
+
+
+async def test_round_numbers_are_on_disk_before_they_are_announced(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, make_settings(3))
+    stored: list[int] = []
+
+    def observe(what: str) -> None:
+        if what == "take RoundStart":
+            stored.append(int((stage.folder.path / "round").read_text()))
+
+    clients = [stage.client(rank, observer=observe) for rank in (1, 2, 3)]
+    assert await play(stage.server(), clients) == [None] * 4
+    assert stored == [1, 1, 1, 2, 2, 2]
+
+
+async def test_roster_lets_its_own_in_and_turns_strangers_and_impostors_away(tmp_path: Path) -> None:
+    known = {rank: Identity.generate() for rank in (1, 2, 3)}
+    roster = tmp_path / "roster"
+    roster.write_text("".join(f"{rank} {encode_key(i.public)}\n" for rank, i in known.items()))
+    stage = Stage(tmp_path, make_settings(3, roster=str(roster), require_unique_survivor_set=True))
+    server = asyncio.create_task(stage.server().run())
+    for stranger in (stage.client(1), stage.client(1, known[2])):
+        with pytest.raises(RefusedError, match="unknown_identity"):
+            await stranger.run()
+    async with asyncio.timeout(PATIENCE):
+        results = await asyncio.gather(*(stage.client(rank, known[rank]).run() for rank in known))
+        await server
+    assert results == [None] * 3
+    refused = stage.recorder.of(events.ClientRefused)
+    assert [event.reason for event in refused] == ["unknown_identity"] * 2
+    assert not any("no roster" in event.text for event in stage.recorder.of(events.Notice))
+
+
+async def test_client_whose_floors_the_round_does_not_meet_is_not_asked_again(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, make_settings(5))
+    careful = make_settings(5, min_clients=5, min_privacy_threshold=2, collusion_rate=0.4, dropout_rate=0.1)
+    clients = [stage.client(rank, settings=careful if rank == 1 else stage.settings) for rank in range(1, 6)]
+    results = await play(stage.server(), clients)
+    assert isinstance(results[1], RefusedError)
+    assert "below_floor" in str(results[1])
+    assert results[0] is None
+    assert results[2:] == [None] * 4
+    assert [event.survivors for event in stage.recorder.of(events.RoundCompleted)] == [(2, 3, 4, 5)] * 2
+
+
+async def test_server_stops_with_a_reason_when_too_few_join(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, make_settings(3, join_timeout=0.5))
+    results = await play(stage.server(), [stage.client(1)])
+    assert isinstance(results[0], RunStopped)
+    assert "1 of 3 clients joined within 0.5 s" in str(results[0])
+    assert isinstance(results[1], RunStopped)
+
+
+async def test_more_silos_and_clients_than_a_round_takes_are_drawn_anew_each_round(tmp_path: Path) -> None:
+    settings = make_settings(6).model_copy(
+        update={
+            "train_args": make_settings(6).train_args.model_copy(
+                update={"client_num_per_round": 3, "client_num_in_total": 10, "comm_round": 6}
+            )
+        }
+    )
+    stage = Stage(tmp_path, settings)
+    clients = [stage.client(rank) for rank in range(1, 7)]
+    assert await play(stage.server(), clients) == [None] * 7
+    cohorts = [event.cohort for event in stage.recorder.of(events.RoundStarted)]
+    assert {len(cohort) for cohort in cohorts} == {3}
+    assert len(set(cohorts)) > 1
+
+
+@pytest.mark.parametrize(
+    ("clients", "numbers"),
+    [
+        (2, (2, 0)),
+        (3, (3, 1)),
+        (4, (3, 1)),
+        (5, (4, 1)),
+        (6, (5, 1)),
+        (7, (5, 2)),
+        (8, (6, 2)),
+        (9, (7, 2)),
+        (10, (7, 3)),
+    ],
+)
+def test_plan_follows_the_table_of_fedml_compat(clients: int, numbers: tuple[int, int]) -> None:
+    found = plan(make_settings(10), clients)
+    assert (found.target_survivors, found.privacy_threshold) == numbers
+
+
+def test_explicit_numbers_are_kept_and_refused_where_they_no_longer_fit() -> None:
+    settings = make_settings(5, targeted_number_active_clients=4, privacy_guarantee=2)
+    assert (plan(settings, 5).target_survivors, plan(settings, 5).privacy_threshold) == (4, 2)
+    with pytest.raises(ConfigError, match="raise U or lower T"):
+        plan(settings, 3)
