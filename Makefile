@@ -16,7 +16,7 @@ help:
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv --clear $(VENV) || { echo "make install: python3 lacks venv: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
 	@touch $@

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 
+import msgspec
 import numpy as np
 
 from lightsecagg.errors import Reason
@@ -14,16 +15,19 @@ from lightsecagg.identity import Identity, Roster
 from lightsecagg.labels import ENDORSEMENT
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
-from lightsecagg.protocol.actions import SERVER, Action, Left, Send, Stream
+from lightsecagg.protocol.actions import SERVER, Action, ClientDropped, Finished, Left, Send, Stream
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.collecting import RoundResult
 from lightsecagg.protocol.server import ServerRound
 from lightsecagg.protocol.terms import Floors, Run, cohort_digest, vector_terms
-from lightsecagg.protocol.transitions import ServerStage
+from lightsecagg.protocol.transitions import ClientStage, ServerStage
 from lightsecagg.protocol.wire import encode, from_client, from_server
 from lightsecagg.quantize import FixedPoint
 from lightsecagg.randomness import Entropy
 from lightsecagg.simulation.network import Network
+
+change = msgspec.structs.replace
+"""A message with other fields."""
 
 QUANTIZER = FixedPoint(8.0, 10, 100)
 
@@ -247,3 +251,53 @@ def reason_of(actions: Iterable[Action]) -> Reason | None:
 def as_bytes(elements: Elements, width: int) -> bytes:
     """Elements as little-endian integers of ``width`` bytes, by Python's integers."""
     return b"".join(int(value).to_bytes(width, "little") for value in np.asarray(elements))
+
+
+def tamper(scene: Scene, liar: int, change_message: Callable[[m.Message], m.Message | None]) -> None:
+    """Whatever ``liar`` sends goes through ``change_message``; None is the message as it was."""
+
+    def meddle(sender: int, receiver: int, raw: bytes) -> list[bytes]:
+        if sender != liar or receiver != SERVER:
+            return [raw]
+        changed = change_message(from_client(raw))
+        return [raw if changed is None else encode(changed)]
+
+    scene.wire.meddler = meddle
+
+
+def collected(**options) -> Scene:
+    """Five clients (U = 4, T = 1), every update in; the server is about to announce S."""
+    scene = Scene(5, 4, 1, **options)
+    scene.wire.until(ServerStage.ENDORSING)
+    assert all(client.stage is ClientStage.CANDIDATES for client in scene.clients.values())
+    return scene
+
+
+def at(stage: ServerStage, **options) -> Scene:
+    """Five clients (U = 3, T = 1), all of them alive; the server has just reached ``stage``."""
+    scene = Scene(5, 3, 1, **options)
+    scene.wire.one()
+    if stage is not ServerStage.SHARING:
+        scene.wire.until(stage)
+    return scene
+
+
+def drops(scene: Scene, number: int, message: m.Message | bytes, reason: Reason) -> None:
+    """The message drops its sender, and the rest of the cohort still gets its exact sum."""
+    raw = message if isinstance(message, bytes) else encode(message)
+    actions = scene.server.receive(number, raw)
+    assert actions[0] == ClientDropped(number, reason)
+    scene.wire.perform(SERVER, actions)
+    assert scene.server.receive(number, raw) == []
+    scene.finish()
+    assert isinstance(scene.wire.outcome, Finished)
+
+
+def ignores(scene: Scene, number: int, message: m.Message | bytes) -> None:
+    """The message is late: counted, without effect, and the round completes with its sender in it."""
+    raw = message if isinstance(message, bytes) else encode(message)
+    before = scene.server.late_messages
+    assert scene.server.receive(number, raw) == []
+    assert scene.server.late_messages == before + 1
+    scene.finish()
+    assert scene.wire.dropped == {}

@@ -73,13 +73,15 @@ def test_shipped_file_loads_without_a_word_and_trains_digits_with_five_clients()
 
 
 def test_shipped_file_repeats_no_default_wrongly() -> None:
-    """What the file shows as usual is what a file without the key gives, but for three deliberate choices."""
+    """What the file shows as usual is what a file without the key gives, but for the deliberate choices."""
     shipped = load(SHIPPED)[0].model_dump()
     default = Settings().model_dump()
     differing = {f"{s}.{k}" for s in shipped for k in shipped[s] if shipped[s][k] != default[s][k]}
     assert differing == {
         "device_args.worker_num",
         "train_args.comm_round",
+        "train_args.epochs",
+        "train_args.learning_rate",
         "validation_args.frequency_of_the_test",
     }
 
