@@ -36,15 +36,7 @@ _T = TypeVar("_T")
 GRACE = 2.0
 """Seconds that a stage waits for an absent client once the others suffice."""
 
-_OWN_TERMS = frozenset(
-    {
-        Reason.BELOW_FLOOR,
-        Reason.TERMS_DIFFER,
-        Reason.UNKNOWN_IDENTITY,
-        Reason.BAD_COHORT,
-        Reason.BAD_SIGNATURE,
-    }
-)
+_OWN_TERMS = frozenset({Reason.BELOW_FLOOR, Reason.TERMS_DIFFER})
 """Reasons for which a client would leave every round of this run: it is not asked again."""
 
 _HOSTILE = frozenset({Reason.PROTOCOL_VIOLATION, Reason.MALFORMED, Reason.BAD_LENGTH, Reason.BAD_ELEMENT})

@@ -33,7 +33,8 @@ class What(StrEnum):
 
     SHARING = "sharing"  # client: pull shares() and send them
     TRAINING = "training"  # client: the model is whole; train, then upload()
-    CLOSE = "close"  # server: only absent clients are missing; deadline() closes the step without them
+    # server: only absent clients are missing; deadline() closes the step without them (unless one came back)
+    CLOSE = "close"
     FREEZE = "freeze"  # server: nobody who is there is missing; freeze() fixes the survivor set
     DECODE = "decode"  # server: finish() yields the result
 

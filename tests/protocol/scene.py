@@ -301,3 +301,13 @@ def ignores(scene: Scene, number: int, message: m.Message | bytes) -> None:
     assert scene.server.late_messages == before + 1
     scene.finish()
     assert scene.wire.dropped == {}
+
+
+def hold_back(scene: Scene, *kinds: type, client: int | None = None) -> None:
+    """Messages of these kinds, from or to ``client`` or anyone, do not arrive."""
+
+    def meddle(sender: int, receiver: int, raw: bytes) -> list[bytes]:
+        message = from_client(raw) if receiver == SERVER else from_server(raw)
+        return [] if isinstance(message, kinds) and client in (None, sender, receiver) else [raw]
+
+    scene.wire.meddler = meddle
