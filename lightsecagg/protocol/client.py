@@ -225,6 +225,8 @@ class ClientRound:
             case m.ModelPart():
                 running.assembly.take(message.index, message.data)
                 return [Ready(What.TRAINING)] if running.assembly.complete() else []
+            case m.SealedSeed() | m.EncodedMask() if message.mask.upload:
+                raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share of no mask of this round")
             case m.SealedSeed():
                 running.holding.take_seed(message.mask.client, message.data)
                 return []

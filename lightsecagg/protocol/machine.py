@@ -202,6 +202,11 @@ class ServerMachine(ABC):
     def _settle(self) -> list[Action]:
         """What follows from the present state: a step on, an abort, or an offer to the caller."""
 
+    def _take_part(self, number: int, message: m.MaskedUpdate | m.PlainUpdate) -> list[Action]:
+        actions = self._desk.take(number, message.grant, message.index, message.data)
+        self.late_messages += actions is None
+        return actions or []
+
     def _is_over(self) -> bool:
         return self._stage in (ServerStage.DONE, ServerStage.ABORTED)
 

@@ -152,11 +152,9 @@ class PlainServerRound(ServerMachine):
     def _take(self, number: int, message: m.FromClient, raw: bytes | memoryview) -> list[Action]:  # noqa: ARG002
         match message:
             case m.UpdateReady():
-                return self._desk.ready(number)
+                return self._desk.ready(number, waits=self._presence[number] is Presence.UP)
             case m.PlainUpdate():
-                actions = self._desk.take(number, message.grant, message.index, message.data)
-                self.late_messages += actions is None
-                return actions or []
+                return self._take_part(number, message)
             case m.Leave():
                 return self.lose(number, message.reason)
             case _:  # pragma: no cover - `judge` lets nothing else through

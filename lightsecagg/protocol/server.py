@@ -232,11 +232,9 @@ class ServerRound(ServerMachine):
             case m.SharesHeld():
                 return self._take_report(number, message)
             case m.UpdateReady():
-                return self._desk.ready(number)
+                return self._desk.ready(number, waits=self._presence[number] is Presence.UP)
             case m.MaskedUpdate():
-                actions = self._desk.take(number, message.grant, message.index, message.data)
-                self.late_messages += actions is None
-                return actions or []
+                return self._take_part(number, message)
             case m.Endorse():
                 return self._take_signature(number, message)
             case m.AggregateEncodedMask():

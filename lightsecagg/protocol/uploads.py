@@ -161,8 +161,11 @@ class UploadDesk:
         self._queue = deque(number for number in self._queue if number in self._admitted)
         return self._grant()
 
-    def ready(self, number: int) -> list[Action]:
+    def ready(self, number: int, *, waits: bool = True) -> list[Action]:
         """The client's update is trained.
+
+        Args:
+            waits: whether it queues for a slot now; an absent client does so when it resumes.
 
         Raises:
             RemoteProtocolError: it said so before.
@@ -171,7 +174,8 @@ class UploadDesk:
         if upload.state is not UpdateState.TRAINING:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "UpdateReady was said twice")
         upload.state = move(UPDATE_MOVES, upload.state, UpdateState.READY)
-        self._queue.append(number)
+        if waits:
+            self._queue.append(number)
         return self._grant()
 
     def suspend(self, number: int) -> list[Action]:
