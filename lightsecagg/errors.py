@@ -24,6 +24,10 @@ class UpdateError(LightSecAggError, ValueError):
     """A model update cannot be aggregated: wrong shape, or not finite."""
 
 
+class NotFiniteError(UpdateError):
+    """A model update holds NaN or infinity."""
+
+
 class LocalProtocolError(LightSecAggError):
     """The caller misused a protocol machine: a call that its present state does not allow."""
 

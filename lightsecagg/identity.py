@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,17 +77,23 @@ class Identity:
         """Write the secret key to a new file that only its owner can read.
 
         Raises:
-            ConfigError: the file exists.
+            ConfigError: the file exists, or cannot be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        text = f"lightsecagg-identity {base64.b64encode(self._key.private_bytes_raw()).decode()}\n"
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Readable by its owner only, and linked into place whole: nobody ever sees half an identity.
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+                os.link(file.name, path)
         except FileExistsError:
             raise ConfigError(
                 f"{path} exists; an identity is never overwritten: move it away first"
             ) from None
-        with os.fdopen(handle, "w") as file:
-            file.write(f"lightsecagg-identity {base64.b64encode(self._key.private_bytes_raw()).decode()}\n")
+        except OSError as error:
+            raise ConfigError(f"cannot write the identity {path}: {error.strerror}") from None
 
     @classmethod
     def load(cls, path: Path) -> Identity:

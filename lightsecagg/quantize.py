@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lightsecagg.errors import ParameterError, UpdateError
+from lightsecagg.errors import NotFiniteError, ParameterError, UpdateError
 from lightsecagg.field import SUPPORTED_ORDERS, Elements, PrimeField
 from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy, system_entropy, uniform_reals
 
@@ -112,7 +112,8 @@ class FixedPoint:
             (d + 1,) uint32; the last one is the weight.
 
         Raises:
-            UpdateError: the update is not one-dimensional or not finite, or the weight is negative.
+            UpdateError: the update is not one-dimensional or not finite (``NotFiniteError``), or the
+                weight is negative.
         """
         if update.ndim != 1:
             raise UpdateError(f"wanted an update of shape (d,), found {update.shape}")
@@ -125,7 +126,7 @@ class FixedPoint:
         for start in range(0, len(update), _TILE):
             tile = np.array(update[start : start + _TILE], dtype=np.float64)
             if not np.isfinite(tile).all():
-                raise UpdateError("the update holds NaN or infinity")
+                raise NotFiniteError("the update holds NaN or infinity")
             np.clip(tile, -self.clip, self.clip, out=tile)
             tile *= factor
             if seed is None:

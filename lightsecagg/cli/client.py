@@ -9,13 +9,13 @@ from pathlib import Path
 import click
 
 from lightsecagg.cli.common import (
-    EXIT_CONFIG,
-    fail,
     find_identity,
     make_tracker,
     read_settings,
+    refuse_local,
     run_options,
     serve,
+    starting,
 )
 from lightsecagg.errors import ConfigError
 from lightsecagg.managers.checkpoint import RunFolder
@@ -38,8 +38,9 @@ def client(
     halt_at: str | None,
 ) -> None:
     """Take part in the run RUN_ID as client RANK; waits for the server where that is not there yet."""
-    try:
+    with starting():
         settings, notices = read_settings(config, overrides)
+        refuse_local(settings)
         if not 1 <= rank <= settings.device_args.worker_num:
             raise ConfigError(
                 f"--rank: wanted 1..{settings.device_args.worker_num} (device_args.worker_num), found {rank}"
@@ -48,12 +49,7 @@ def client(
         tracker = make_tracker(settings, folder, f"client-{rank}", notices)
         identity = find_identity(settings, run_id, rank)
         process = Client(settings, folder, rank, identity, tracker, _halting(halt_at))
-    except ConfigError as error:
-        fail(error, EXIT_CONFIG)
-    try:
-        serve(process.run)
-    finally:
-        tracker.close()
+    serve(process.run, tracker)
 
 
 def _halting(halt_at: str | None) -> Observer | None:

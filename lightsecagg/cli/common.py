@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -25,6 +27,9 @@ EXIT_REFUSED = 3  # the server turned this client away
 EXIT_STOPPED = 4  # the run ended early, with a reason
 EXIT_NETWORK = 5  # no server, or an address that cannot be had
 EXIT_INTERRUPTED = 130  # Ctrl-C
+
+# What gRPC prints of its own on stderr says less than our errors do.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -66,13 +71,17 @@ def read_settings(config: Path, overrides: Sequence[str]) -> tuple[Settings, lis
     """
     for folder in (config.resolve().parent, Path.cwd()):
         if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+            sys.path.append(str(folder))
     return load(config, overrides)
 
 
 def make_tracker(settings: Settings, folder: RunFolder, name: str, notices: Sequence[str]) -> Tracker:
-    """The terminal, the event log ``NAME.jsonl``, and what else the settings ask for."""
-    folder.logs.mkdir(parents=True, exist_ok=True)
+    """The terminal, the event log ``NAME.jsonl``, and what else the settings ask for.
+
+    Raises:
+        ConfigError: the run's folder cannot be made.
+    """
+    folder.prepare()
     trackers: list[Tracker] = [Terminal(), JsonLines(folder.logs / f"{name}.jsonl")]
     given = settings.tracking_args
     if given.enable_wandb and name == "server":
@@ -91,6 +100,18 @@ def make_tracker(settings: Settings, folder: RunFolder, name: str, notices: Sequ
     for text in notices:
         tracker.emit(Notice(text=text, level="warning"))
     return tracker
+
+
+def refuse_local(settings: Settings) -> None:
+    """Processes of their own cannot meet on the LOCAL carrier.
+
+    Raises:
+        ConfigError: they are asked to.
+    """
+    if settings.comm_args.backend == "LOCAL":
+        raise ConfigError(
+            "comm_args.backend: LOCAL keeps server and clients in one process: use `lightsecagg run`"
+        )
 
 
 def find_identity(settings: Settings, run_id: str, rank: int) -> Identity:
@@ -113,27 +134,47 @@ def default_identity(run_id: str, rank: int) -> Path:
     return Path.home() / ".config" / "lightsecagg" / "identities" / f"{run_id}-{rank}"
 
 
-def serve(work: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """While a process sets itself up: a wrong configuration, or Ctrl-C, ends it in one line."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(error, EXIT_CONFIG)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def serve(work: Callable[[], Coroutine[Any, Any, None]], tracker: Tracker) -> NoReturn:
     """Run a process of a run to its end and exit with the code that says how it ended.
 
     Ctrl-C and SIGTERM stop it cleanly; a second one at once.
     """
+    code = 0
+    text: LightSecAggError | None = None
     try:
         asyncio.run(_interruptible(work))
     except ConfigError as error:
-        fail(error, EXIT_CONFIG)
+        code, text = EXIT_CONFIG, error
     except RefusedError as error:
-        fail(error, EXIT_REFUSED)
+        code, text = EXIT_REFUSED, error
     except RunStopped as error:
-        fail(error, EXIT_STOPPED)
-    except (CommError, OSError) as error:
-        fail(error, EXIT_NETWORK)
+        code, text = EXIT_STOPPED, error
+    except CommError as error:
+        code, text = EXIT_NETWORK, error
     except (asyncio.CancelledError, KeyboardInterrupt):
-        sys.exit(EXIT_INTERRUPTED)
-    sys.exit(0)
+        code = EXIT_INTERRUPTED
+    finally:
+        tracker.close()
+    if text is not None:
+        click.echo(f"lightsecagg: {text}", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A user's training that asks nobody whether to stop must not keep the process for as long as it likes.
+    os._exit(code)
 
 
-def fail(error: LightSecAggError | OSError, code: int) -> NoReturn:
+def fail(error: LightSecAggError, code: int) -> NoReturn:
     """Say what is wrong, in one line on stderr, and exit."""
     click.echo(f"lightsecagg: {error}", err=True)
     sys.exit(code)
@@ -143,10 +184,12 @@ async def _interruptible(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     task = asyncio.create_task(work())
     loop = asyncio.get_running_loop()
 
-    def stop(number: signal.Signals) -> None:
-        loop.remove_signal_handler(number)
+    def stop() -> None:
+        if task.cancelling():
+            os._exit(EXIT_INTERRUPTED)
+        click.echo("stopping; once more to leave at once", err=True)
         task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
+        loop.add_signal_handler(number, stop)
     await task

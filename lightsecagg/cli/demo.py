@@ -78,7 +78,7 @@ def _one_run(
         common += ["--set", override]
     program = [sys.executable, "-m", "lightsecagg"]
     with contextlib.ExitStack() as stack:
-        (runs / run_id).mkdir(parents=True)
+        _make_folder(runs / run_id)
         server = stack.enter_context(_ended(subprocess.Popen([*program, "server", *common])))
         clients = {}
         for rank in range(1, workers + 1):
@@ -94,15 +94,28 @@ def _one_run(
         killer.start()
         code = server.wait()
         for process in clients.values():
-            process.wait(timeout=30)
+            if code:
+                process.terminate()
+            process.wait()
         killer.join()
     return code
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        fail(
+            ConfigError(f"cannot make {path}: {error.strerror}; choose another place with --runs"),
+            EXIT_CONFIG,
+        )
+
+
 def _kill_when_stopped(process: subprocess.Popen[bytes]) -> None:
     """The client stops itself at its point (``--halt-at``); this end is what a pulled plug would be."""
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    process.kill()
+    with contextlib.suppress(ChildProcessError):  # it has ended and was waited for
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        process.kill()
 
 
 @contextlib.contextmanager

@@ -34,8 +34,11 @@ def add(file: Path, rank: int, key: str | None, identity: Path | None, comment: 
     except ConfigError as error:
         fail(error, EXIT_CONFIG)
     line = " ".join([str(rank), encode_key(public), *comment.split()])
-    with file.open("a") as roster_file:
-        roster_file.write(line + "\n")
+    try:
+        with file.open("a") as roster_file:
+            roster_file.write(line + "\n")
+    except OSError as error:
+        fail(ConfigError(f"cannot write the roster {file}: {error.strerror}"), EXIT_CONFIG)
     click.echo(f"{file}: {len(known) + 1} clients")
 
 

@@ -7,19 +7,11 @@ from pathlib import Path
 
 import click
 
-from lightsecagg.cli.common import (
-    EXIT_CONFIG,
-    fail,
-    find_identity,
-    make_tracker,
-    read_settings,
-    run_options,
-    serve,
-)
-from lightsecagg.errors import ConfigError
+from lightsecagg.cli.common import find_identity, make_tracker, read_settings, run_options, serve, starting
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
 from lightsecagg.managers.server import Server
+from lightsecagg.tracking.events import Notice
 from lightsecagg.tracking.jsonl import JsonLines
 
 _LAST_WORDS = 5.0  # seconds that clients may take to end after the server
@@ -29,10 +21,10 @@ _LAST_WORDS = 5.0  # seconds that clients may take to end after the server
 @run_options
 def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> None:
     """Run the server and all worker_num clients of RUN_ID in this process, without a network."""
-    try:
+    with starting():
         settings, notices = read_settings(config, [*overrides, "comm_args.backend=LOCAL"])
         folder = RunFolder(runs, run_id, settings)
-        folder.claim()
+        folder.check_unused()
         tracker = make_tracker(settings, folder, "server", notices)
         server = Server(settings, folder, tracker)
         clients = [
@@ -45,11 +37,16 @@ def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> No
             )
             for rank in range(1, settings.device_args.worker_num + 1)
         ]
-    except ConfigError as error:
-        fail(error, EXIT_CONFIG)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            tracker.emit(Notice(text=f"{task.get_name()} ended: {error}", level="warning"))
 
     async def everybody() -> None:
-        tasks = [asyncio.create_task(client.run()) for client in clients]
+        tasks = []
+        for rank, client in enumerate(clients, start=1):
+            tasks.append(asyncio.create_task(client.run(), name=f"client {rank}"))
+            tasks[-1].add_done_callback(ended)
         try:
             await server.run()
         finally:
@@ -59,7 +56,4 @@ def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> No
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    try:
-        serve(everybody)
-    finally:
-        tracker.close()
+    serve(everybody, tracker)

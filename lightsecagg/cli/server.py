@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from lightsecagg.cli.common import EXIT_CONFIG, fail, make_tracker, read_settings, run_options, serve
-from lightsecagg.errors import ConfigError
+from lightsecagg.cli.common import make_tracker, read_settings, refuse_local, run_options, serve, starting
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.server import Server
 
@@ -25,15 +24,11 @@ def server(
     role: str,  # noqa: ARG001
 ) -> None:
     """Serve the run RUN_ID until its rounds are done."""
-    try:
+    with starting():
         settings, notices = read_settings(config, overrides)
+        refuse_local(settings)
         folder = RunFolder(runs, run_id, settings)
-        folder.claim()
+        folder.check_unused()
         tracker = make_tracker(settings, folder, "server", notices)
         process = Server(settings, folder, tracker)
-    except ConfigError as error:
-        fail(error, EXIT_CONFIG)
-    try:
-        serve(process.run)
-    finally:
-        tracker.close()
+    serve(process.run, tracker)

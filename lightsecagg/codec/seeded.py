@@ -38,6 +38,9 @@ class Tile(NamedTuple):
     mask: Elements  # (U − T, stop − start): these columns of the mask's rows
     shares: Elements  # (N − U, stop − start): these columns of the derived shares, in the receivers' order
 
+    def __repr__(self) -> str:
+        return f"Tile({self.start}, {self.stop}, <secret>)"
+
 
 class SeededShares:
     """One client's mask and derived shares, computed column tile by column tile.

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
-from lightsecagg.errors import ConfigError
+from lightsecagg.errors import ConfigError, RunStopped
 from lightsecagg.settings import Settings
 from lightsecagg.training.base import State
 from lightsecagg.training.registry import save_model
@@ -38,34 +38,73 @@ class RunFolder:
         self.model = self.path / "model.npz" if named is None else Path(named)
         self._round = self.path / "round"
 
-    def claim(self) -> None:
-        """Make the folder this server's; a run id is used once.
+    def prepare(self) -> None:
+        """Make the folders.
 
         Raises:
-            ConfigError: a server has used it, or it cannot be written.
+            ConfigError: they cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._round, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-        except FileExistsError:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            self.model.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make {error.filename}: {error.strerror}; choose another place with --runs"
+            ) from None
+
+    def check_unused(self) -> None:
+        """A run id is used once.
+
+        Raises:
+            ConfigError: a server has used it.
+        """
+        if self._round.exists():
             raise ConfigError(
                 f"run {self.run_id!r} exists in {self.path}; "
                 "choose another RUN_ID, or move or delete that folder"
-            ) from None
+            )
+
+    def claim(self) -> None:
+        """Make the run id this server's, once it listens.
+
+        Raises:
+            ConfigError: a server has used it.
+            RunStopped: the folder cannot be written.
+        """
+        try:
+            os.close(os.open(self._round, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError:
+            self.check_unused()
         except OSError as error:
-            raise ConfigError(
-                f"cannot write to {self.path}: {error.strerror}; choose another place with --runs"
-            ) from None
+            raise _cannot_write(self._round, error) from None
 
     def store_round(self, number: int) -> None:
-        """Write the number down for good, before anybody hears of the round: it is never used again."""
+        """Write the number down for good, before anybody hears of the round: it is never used again.
+
+        Raises:
+            RunStopped: it cannot be written.
+        """
 
         def write(file: BinaryIO) -> None:
             file.write(f"{number}\n".encode())
 
-        write_atomically(self._round, write)
+        try:
+            write_atomically(self._round, write)
+        except OSError as error:
+            raise _cannot_write(self._round, error) from None
 
     def save_model(self, state: State) -> None:
-        """Replace the model file in one step: a reader sees the old one or the new one, whole."""
-        self.model.parent.mkdir(parents=True, exist_ok=True)
-        save_model(self.model, state)
+        """Replace the model file in one step: a reader sees the old one or the new one, whole.
+
+        Raises:
+            RunStopped: it cannot be written.
+        """
+        try:
+            save_model(self.model, state)
+        except OSError as error:
+            raise _cannot_write(self.model, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> RunStopped:
+    return RunStopped(f"cannot write {path}: {error.strerror}; what stood there before still does")

@@ -14,11 +14,10 @@ from lightsecagg.errors import CommError, Reason, RemoteProtocolError, RunStoppe
 from lightsecagg.identity import Identity
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.participation import Context, ForgottenError, Observer, Participation, RefusedError
-from lightsecagg.managers.scheme import make_scheme
-from lightsecagg.managers.server import carrier_settings, link_settings
+from lightsecagg.managers.scheme import entries_of, make_scheme
+from lightsecagg.managers.server import GIVEN, carrier_settings, link_settings
 from lightsecagg.managers.workload import Workload
 from lightsecagg.protocol.joining import ClientJoining, Joined, JoiningRefusedError
-from lightsecagg.protocol.messages import Entry
 from lightsecagg.protocol.terms import Run
 from lightsecagg.settings import Settings
 from lightsecagg.settings.schema import TrainArgs
@@ -123,7 +122,7 @@ class Client:
                 privacy_threshold=settings.min_privacy_threshold,
                 address=address,
                 secure=settings.secure,
-                model_path=str(self._folder.model),
+                model_path="",  # the server writes it
                 log_path=str(self._folder.logs),
             )
         )
@@ -153,7 +152,7 @@ class Client:
             self._context.rank,
             self._folder.run_id,
             {**self._settings.agreed(), **self._context.scheme.agreed()},
-            [Entry(entry.name, entry.shape, entry.dtype) for entry in self._context.workload.layout],
+            entries_of(self._context.workload.layout),
         )
         while True:
             match await transport.receive():
@@ -177,8 +176,9 @@ class Client:
 
     def _adopt(self, joined: Joined) -> None:
         """Learning rate, epochs and batch size come from the server; nothing that protects a client does."""
+        text = joined.settings.get(GIVEN, "")
         try:
-            given = TrainArgs.model_validate_json(joined.settings.get("train_args", ""))
+            given = TrainArgs.model_validate_json(text)
         except pydantic.ValidationError:
             raise RemoteProtocolError(Reason.MALFORMED, "its training settings cannot be read") from None
         chosen = {
@@ -186,4 +186,5 @@ class Client:
             for name in ("epochs", "batch_size", "learning_rate", "weight_decay", "client_optimizer")
         }
         own = self._settings.train_args.model_copy(update=chosen)
+        self._context.scheme = self._context.scheme.seen_by_all(text)
         self._context.settings = self._settings.model_copy(update={"train_args": own})

@@ -10,18 +10,19 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy.typing as npt
 
 from lightsecagg.comm import base as comm
-from lightsecagg.errors import Reason, RunStopped, UpdateError
+from lightsecagg.errors import LocalProtocolError, NotFiniteError, Reason, RunStopped
 from lightsecagg.identity import Identity
 from lightsecagg.managers.outbox import Outbox
 from lightsecagg.managers.scheme import AnyClientRound, Scheme
 from lightsecagg.managers.workload import Workload, train_settings
+from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
-from lightsecagg.protocol.actions import Action, Finished, Left, Ready, Send, Stream, What
+from lightsecagg.protocol.actions import Action, Left, Ready, RoundOver, Send, Stream, What
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.terms import Run
 from lightsecagg.protocol.wire import encode, from_client, from_server
@@ -43,6 +44,7 @@ Source = tuple[bytes, int]
 
 
 _FLUSH_TIMEOUT = 2.0  # seconds that the last words of a session may take
+_LAST_WORDS = 10.0  # seconds that reading what lies unread may take, once nothing can be sent any more
 
 
 class RefusedError(RunStopped):
@@ -51,6 +53,16 @@ class RefusedError(RunStopped):
 
 class ForgottenError(Exception):
     """The server no longer knows the session: join anew."""
+
+
+class Trained(NamedTuple):
+    """What local training yields; it prints without the update."""
+
+    update: npt.NDArray[Any]
+    num_samples: int
+
+    def __repr__(self) -> str:
+        return "Trained(<secret>)"
 
 
 @dataclass
@@ -71,22 +83,26 @@ class Context:
     sequence: int = 0
     highest_round: int = 0
     completed: int = 0
-    unsent: tuple[Source, npt.NDArray[Any]] | None = None
+    seen_parameters: set[Parameters] = field(default_factory=set)
+    told_weight: bool = False
+    unsent: tuple[Source, npt.NDArray[Any]] | None = field(default=None, repr=False)
     """An update that never left, with what it was trained on."""
 
-    def train(self, round_number: int, model: bytes, stop: threading.Event) -> npt.NDArray[Any]:
+    def train(self, round_number: int, model: bytes, stop: threading.Event) -> Trained:
         """Train on this round's silo and make the update; runs in the training thread.
 
         Raises:
             TrainingStopped: ``stop`` was set.
-            UpdateError: what came out is not finite.
+            NotFiniteError: what came out is not finite.
+            UpdateError: it does not fit the model.
         """
         start = load(model)
         trainer = self.workload.trainer
         trainer.set_state(start)
         data = self.workload.local_data(self.workload.silo_of(self.rank, round_number))
         done = trainer.train(data, train_settings(self.settings, self.rank, round_number), stop.is_set)
-        return self.scheme.update(delta(trainer.get_state(), start), done.num_samples)
+        update = self.scheme.update(delta(trainer.get_state(), start), done.num_samples)
+        return Trained(update, done.num_samples)
 
 
 @dataclass
@@ -95,12 +111,15 @@ class _Round:
 
     machine: AnyClientRound
     stop: threading.Event = field(default_factory=threading.Event)
-    update: npt.NDArray[Any] | None = None
+    update: npt.NDArray[Any] | None = field(default=None, repr=False)
     source: Source | None = None
 
 
 class Participation:
-    """One session of a client: its rounds, from joining to the end of the run."""
+    """One session of a client: its rounds, from joining to the end of the run.
+
+    Every call of a round's machine runs on the one machine thread, one after another.
+    """
 
     def __init__(self, context: Context, transport: comm.Transport, run: Run) -> None:
         self._context = context
@@ -109,22 +128,38 @@ class Participation:
         self._outbox = Outbox(self._deliver, context.streams)
         self._round = self._next_round()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_over = False
 
     async def run(self) -> None:
-        """Take messages until the run is over."""
+        """Take messages until the run is over.
+
+        Raises:
+            RunStopped: the server is gone, turned this client away, or ended the run early.
+            ForgottenError: the server no longer knows this session.
+            CommError: the link failed without another word.
+        """
         sender = asyncio.create_task(self._outbox.run())
         receiver = asyncio.create_task(self._receive())
         try:
-            await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sender, receiver, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                self._failure.result()
             if not receiver.done():
-                sender.result()  # raises what ended it
+                # Sending met the end of the session first; what lies unread says why it ended.
+                await asyncio.wait({receiver}, timeout=_LAST_WORDS)
+                if not receiver.done():
+                    sender.result()
             await receiver
+        except asyncio.CancelledError:
+            if not self._is_over and not sender.done():
+                await self._leave(self._round, Reason.STOPPED_BY_USER)
+                await self._flush()
+            raise
         finally:
             self._round.stop.set()
-            if not self._is_over and not sender.done():
-                await self._carry_out(self._round.machine.leave(Reason.STOPPED_BY_USER))
-                await self._flush()
+            if not self._failure.done():
+                self._failure.cancel()
             for task in (sender, receiver, *self._tasks):
                 task.cancel()
             await asyncio.gather(sender, receiver, *self._tasks, return_exceptions=True)
@@ -168,12 +203,20 @@ class Participation:
                 self._is_over = True
                 raise RefusedError(f"the server turned this client away: {message.reason.value}")
             case _:
-                await self._carry_out(await self._call(lambda: self._round.machine.receive(data)))
+                round_ = self._round
+                await self._carry_out(round_, await self._call(lambda: self._take(round_, data)))
+
+    def _take(self, round_: _Round, data: bytes) -> list[Action]:
+        actions = round_.machine.receive(data)
+        # At once, and not when the round ends: a session may be lost in between, and a number is used once.
+        context = self._context
+        context.highest_round = max(context.highest_round, round_.machine.round_number or 0)
+        return actions
 
     async def _call(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._context.machines, work)
 
-    async def _carry_out(self, actions: Sequence[Action]) -> None:
+    async def _carry_out(self, round_: _Round, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
                 case Send():
@@ -181,25 +224,40 @@ class Participation:
                 case Stream():
                     self._outbox.stream(action.sends)
                 case Ready(What.SHARING):
-                    self._tell_round()
-                    machine = self._round.machine
-                    assert isinstance(machine, ClientRound)
-                    self._outbox.stream(machine.shares(), self._try_upload)
+                    await self._share(round_)
                 case Ready(What.TRAINING):
-                    self._spawn(self._train(self._round))
-                case Finished():
-                    self._context.completed += 1
-                    self._spawn(self._renew(self._round))
-                case Left(reason):
-                    self._say(f"left round {self._round.machine.round_number}: {reason.value}", "warning")
-                    self._spawn(self._renew(self._round))
+                    self._spawn(self._train(round_))
+                case RoundOver(outcome):
+                    self._context.completed += outcome == "done"
+                    self._say(f"round {round_.machine.round_number}  {outcome}")
+                    self._spawn(self._renew(round_))
+                case Left(reason, detail):
+                    because = f" ({detail})" if detail else ""
+                    self._say(f"left round {round_.machine.round_number}: {reason.value}{because}", "warning")
+                    self._spawn(self._renew(round_))
                 case _:
                     pass
 
+    async def _share(self, round_: _Round) -> None:
+        machine = round_.machine
+        assert isinstance(machine, ClientRound)
+        parameters = machine.parameters
+        if parameters is not None and parameters not in self._context.seen_parameters:
+            self._context.seen_parameters.add(parameters)
+            for text in parameters.warnings():
+                self._say(text, "warning")
+        self._phase(round_, "sharing")
+        shares = await self._call(machine.shares)
+        self._outbox.stream(shares, lambda: self._spawn(self._try_upload(round_)))
+
     async def _train(self, round_: _Round) -> None:
-        context, machine = self._context, round_.machine
-        number = machine.round_number or 0
-        model = machine.model
+        context = self._context
+        number = round_.machine.round_number or 0
+        try:
+            model = await self._call(lambda: round_.machine.model)
+        except LocalProtocolError:
+            return  # the round has ended meanwhile
+        self._phase(round_, "training")
         round_.source = (hashlib.sha256(model).digest(), context.workload.silo_of(context.rank, number))
         unsent, context.unsent = context.unsent, None
         try:
@@ -207,42 +265,55 @@ class Participation:
                 round_.update = unsent[1]
             else:
                 loop = asyncio.get_running_loop()
-                round_.update = await loop.run_in_executor(
+                trained = await loop.run_in_executor(
                     context.training, context.train, number, model, round_.stop
                 )
+                self._tell_weight(trained.num_samples)
+                round_.update = trained.update
         except TrainingStopped:
             return
-        except UpdateError as error:
+        except NotFiniteError as error:
             self._say(f"this round's update cannot be sent: {error}", "warning")
             await self._leave(round_, Reason.NOT_FINITE)
             return
-        except Exception:
+        except Exception:  # a user's own code may raise anything; the round goes on without this client
             log.exception("training failed in round %s", number)
             await self._leave(round_, Reason.TRAINING_FAILED)
             return
-        self._try_upload()
+        await self._try_upload(round_)
+
+    def _tell_weight(self, num_samples: int) -> None:
+        largest = self._context.settings.secure_aggregation_args.max_weight
+        if num_samples > largest and not self._context.told_weight:
+            self._context.told_weight = True
+            self._say(f"{num_samples} samples count as {largest} (secure_aggregation_args.max_weight)")
 
     async def _leave(self, round_: _Round, reason: Reason) -> None:
-        await self._carry_out(await self._call(lambda: round_.machine.leave(reason)))
+        await self._carry_out(round_, await self._call(lambda: round_.machine.leave(reason)))
 
-    def _try_upload(self) -> None:
+    async def _try_upload(self, round_: _Round) -> None:
         """Hand the update over once training is done and every share was pulled."""
-        round_ = self._round
-        if round_.update is not None and round_.machine.can_upload:
+
+        def hand_over() -> list[Send]:
+            if round_.update is None or not round_.machine.can_upload:
+                return []
             update, round_.update = round_.update, None
-            for send in round_.machine.upload(update):
-                self._outbox.put(send.message)
+            return list(round_.machine.upload(update))
+
+        for send in await self._call(hand_over):
+            self._outbox.put(send.message)
 
     async def _renew(self, ended: _Round) -> None:
         """Get ready for the next round, once training has stopped."""
         if ended is not self._round:
             return
         context = self._context
-        context.highest_round = max(context.highest_round, ended.machine.round_number or 0)
         ended.stop.set()
         self._outbox.drop_streams()
         await asyncio.get_running_loop().run_in_executor(context.training, lambda: None)
-        unsent = ended.machine.reclaim()
+        unsent = await self._call(ended.machine.reclaim)
+        if unsent is None:
+            unsent, ended.update = ended.update, None
         if unsent is not None and ended.source is not None:
             context.unsent = (ended.source, unsent)
         self._round = self._next_round()
@@ -265,10 +336,8 @@ class Participation:
     def _publish(self) -> None:
         self._outbox.put(self._round.machine.round_key().message)
 
-    def _tell_round(self) -> None:
-        self._context.tracker.emit(
-            events.PhaseStarted(round=self._round.machine.round_number or 0, phase="sharing")
-        )
+    def _phase(self, round_: _Round, phase: str) -> None:
+        self._context.tracker.emit(events.PhaseStarted(round=round_.machine.round_number or 0, phase=phase))
 
     async def _deliver(self, message: bytes | memoryview) -> None:
         if self._context.observe is not None:
@@ -281,4 +350,10 @@ class Participation:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """What a task raises is our own bug, and ends the session instead of being lost."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
+            self._failure.set_exception(error)

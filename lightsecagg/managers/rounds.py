@@ -11,8 +11,16 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from lightsecagg.errors import AbortReason, Reason, RoundAborted
-from lightsecagg.managers.scheme import Free
-from lightsecagg.managers.session import FromClient, RoundEvent, Session, Status, StatusChanged
+from lightsecagg.managers.session import (
+    GRACE,
+    Client,
+    FromClient,
+    Inbox,
+    RoundEvent,
+    Session,
+    Status,
+    StatusChanged,
+)
 from lightsecagg.protocol.actions import (
     Aborted,
     Action,
@@ -32,9 +40,6 @@ from lightsecagg.settings import Settings
 from lightsecagg.tracking.events import ClientLost, PhaseStarted, Tracker, UploadDone
 
 _T = TypeVar("_T")
-
-GRACE = 2.0
-"""Seconds that a stage waits for an absent client once the others suffice."""
 
 _OWN_TERMS = frozenset({Reason.BELOW_FLOOR, Reason.TERMS_DIFFER})
 """Reasons for which a client would leave every round of this run: it is not asked again."""
@@ -59,15 +64,16 @@ class RoundRunner:
         self,
         machine: ServerMachine,
         session: Session,
-        cohort: Sequence[Free],
+        cohort: Sequence[Client],
         settings: Settings,
         tracker: Tracker,
         executor: Executor,
     ) -> None:
         self._machine = machine
         self._session = session
-        self._ranks = [client.rank for client in cohort]
-        self._numbers = {rank: number for number, rank in enumerate(self._ranks, start=1)}
+        self._cohort = cohort
+        self._inbox = Inbox(cohort)
+        self._numbers = {client: number for number, client in enumerate(cohort, start=1)}
         self._tracker = tracker
         self._executor = executor
         self._slot_timeout = settings.secure_aggregation_args.slot_timeout
@@ -99,7 +105,7 @@ class RoundRunner:
         Raises:
             RoundAborted: it ended without a sum.
         """
-        self._session.in_round = True
+        self._session.inbox = self._inbox
         try:
             await self._carry_out(await self._call(self._machine.start))
             await self._carry_out(await self._call(lambda: self._feed(self._absences())))
@@ -108,22 +114,21 @@ class RoundRunner:
                 await self._carry_out(await self._call(lambda: self._feed(events)))  # noqa: B023 - awaited here
                 await self._carry_out(await self._call(self._expire))
         except asyncio.CancelledError:
-            await self._carry_out(self._machine.abort(AbortReason.STOPPED))
+            # On the machine's own thread: a call of it may be under way there.
+            await self._carry_out(await self._call(lambda: self._machine.abort(AbortReason.STOPPED)))
             raise
         finally:
             self._enter("")
-            self._session.in_round = False
-            while not self._session.events.empty():
-                self._session.events.get_nowait()
-            for rank in self._ranks:
-                self._session.clients[rank].outbox.drop_streams()
+            self._session.inbox = None
+            self._inbox.close()
+            for client in self._cohort:
+                client.outbox.drop_streams()
         return self._machine.finish()
 
     def _absences(self) -> list[RoundEvent]:
         """Whoever broke off between the draw and the start."""
-        clients = [self._session.clients[rank] for rank in self._ranks]
         return [
-            StatusChanged(client.rank, client.status) for client in clients if client.status is not Status.UP
+            StatusChanged(client, client.status) for client in self._cohort if client.status is not Status.UP
         ]
 
     async def _next_events(self) -> list[RoundEvent]:
@@ -131,19 +136,15 @@ class RoundRunner:
         wait = max(0.0, self._next_wakeup() - time.monotonic())
         try:
             async with asyncio.timeout(wait):
-                events.append(await self._session.events.get())
+                events.append(await self._inbox.get())
         except TimeoutError:
             pass
-        while not self._session.events.empty():
-            events.append(self._session.events.get_nowait())
-        return events
+        return events + self._inbox.rest()
 
     def _feed(self, events: Sequence[RoundEvent]) -> list[Action]:
         actions: list[Action] = []
         for event in events:
-            number = self._numbers.get(event.rank)
-            if number is None:
-                continue
+            number = self._numbers[event.client]
             if isinstance(event, FromClient):
                 actions += self._machine.receive(number, event.message)
             elif event.status is Status.AWAY:
@@ -175,7 +176,7 @@ class RoundRunner:
                     actions += self._machine.revoke(number)
         if now >= self._close_at:
             self._close_at = float("inf")
-            if all(not self._is_up(number) for number in self._machine.missing):
+            if self._machine.can_close:
                 return actions + self._machine.deadline()
         if now >= self._stage_ends:
             self._stage_ends = float("inf")
@@ -183,7 +184,7 @@ class RoundRunner:
         return actions
 
     def _is_up(self, number: int) -> bool:
-        return self._session.clients[self._ranks[number - 1]].status is Status.UP
+        return self._cohort[number - 1].status is Status.UP
 
     async def _call(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -193,19 +194,19 @@ class RoundRunner:
         while todo:
             match todo.popleft():
                 case Send(to, message):
-                    self._session.send(self._ranks[to - 1], message)
+                    self._cohort[to - 1].outbox.put(message)
                 case Stream(to, sends):
-                    self._session.clients[self._ranks[to - 1]].outbox.stream(sends)
+                    self._cohort[to - 1].outbox.stream(sends)
                 case StageReached(stage):
                     self._reached(ServerStage(stage))
-                case ClientDropped(number, reason):
-                    self._dropped(self._ranks[number - 1], reason)
+                case ClientDropped(number, reason, left):
+                    self._dropped(self._cohort[number - 1], reason, left)
                 case UploadCompleted(number):
                     self._uploaded += 1
                     self._tracker.emit(
                         UploadDone(
                             round=self._machine.round_number,
-                            rank=self._ranks[number - 1],
+                            rank=self._cohort[number - 1].rank,
                             done=self._uploaded,
                             of=len(self._machine.survivors | self._machine.missing),
                         )
@@ -229,8 +230,8 @@ class RoundRunner:
         return self._machine.end()
 
     def _grace_ends(self) -> float:
-        ranks = [self._ranks[number - 1] for number in self._machine.missing]
-        return max((self._session.clients[rank].away_since + GRACE for rank in ranks), default=0.0)
+        missing = [self._cohort[number - 1] for number in self._machine.missing]
+        return max((client.away_since + GRACE for client in missing), default=0.0)
 
     def _reached(self, stage: ServerStage) -> None:
         if stage in (ServerStage.ENDORSING, ServerStage.COUNTING):
@@ -241,13 +242,13 @@ class RoundRunner:
             self._enter(stage.value)
 
     def _bytes(self) -> float:
-        return sum(self._session.bytes_of(rank) for rank in self._ranks) / len(self._ranks)
+        return sum(map(self._session.bytes_of, self._cohort)) / len(self._cohort)
 
     def _tell_who_is_left_out(self) -> None:
         """The survivor set is fixed: whoever is not in it is lost for this round."""
-        for number, rank in enumerate(self._ranks, start=1):
-            if number not in self._machine.survivors and rank not in self._lost:
-                self._tell_lost(rank, Reason.LATE if self._is_up(number) else Reason.AWAY)
+        for number, client in enumerate(self._cohort, start=1):
+            if number not in self._machine.survivors and client.rank not in self._lost:
+                self._tell_lost(client.rank, Reason.LATE if self._is_up(number) else Reason.AWAY)
 
     def _tell_lost(self, rank: int, reason: Reason) -> None:
         self._lost.add(rank)
@@ -264,8 +265,9 @@ class RoundRunner:
         if phase:
             self._tracker.emit(PhaseStarted(round=self._machine.round_number, phase=phase))
 
-    def _dropped(self, rank: int, reason: Reason) -> None:
-        if rank not in self._lost:
-            self._tell_lost(rank, reason)
-        if reason in _HOSTILE or reason in _OWN_TERMS:
-            self._session.expel(rank, reason)
+    def _dropped(self, client: Client, reason: Reason, left: bool) -> None:
+        if client.rank not in self._lost:
+            self._tell_lost(client.rank, reason)
+        # What a client says of its own leaving is about the server's messages, unless it is about itself.
+        if reason in (_OWN_TERMS if left else _HOSTILE):
+            self._session.expel(client, reason)

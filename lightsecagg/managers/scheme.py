@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -16,13 +18,15 @@ from lightsecagg.identity import Identity, Roster
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.machine import ServerMachine
-from lightsecagg.protocol.messages import Entry, Member
+from lightsecagg.protocol.messages import MAX_ENTRIES, Entry, Member
 from lightsecagg.protocol.plain import PlainClientRound, PlainServerRound, weighted
 from lightsecagg.protocol.server import ServerRound
 from lightsecagg.protocol.terms import Floors, Run, make_terms
 from lightsecagg.quantize import FixedPoint
 from lightsecagg.settings import Settings
 from lightsecagg.training.state import Layout, dimension
+
+_MOST_LAYOUT = 2**19  # bytes: a RoundStart holds the layout beside a cohort of 1024 within one message
 
 AnyClientRound = ClientRound | PlainClientRound
 
@@ -93,6 +97,22 @@ def make_quantizer(settings: Settings) -> FixedPoint:
         raise ConfigError(f"secure_aggregation_args: {error}") from None
 
 
+def entries_of(layout: Layout) -> list[Entry]:
+    """The model's entries as they stand in messages.
+
+    Raises:
+        ConfigError: they are too many to be announced.
+    """
+    entries = [Entry(entry.name, entry.shape, entry.dtype) for entry in layout]
+    size = len(msgspec.msgpack.encode(entries))
+    if size > _MOST_LAYOUT or len(entries) > MAX_ENTRIES:
+        raise ConfigError(
+            f"model_args.model: {len(entries)} entries take {size} bytes to name; "
+            f"{MAX_ENTRIES} entries and {_MOST_LAYOUT} bytes are the limits"
+        )
+    return entries
+
+
 def load_roster(settings: Settings) -> Roster | None:
     """The roster that the settings name, if any."""
     path = settings.secure_aggregation_args.roster
@@ -104,6 +124,13 @@ class Scheme(ABC):
 
     notices: list[str]
     """What people should be told once about the choice."""
+
+    def seen_by_all(self, given: str) -> Self:  # noqa: ARG002
+        """This scheme, for a run whose clients must all have been given these training settings.
+
+        Different ones could make a sum that shows one client, just as different models could.
+        """
+        return self
 
     @abstractmethod
     def agreed(self) -> dict[str, str]:
@@ -145,7 +172,7 @@ class SecureScheme(Scheme):
         self._quantizer = make_quantizer(settings)
         self._field, notice = choose_field(settings, self._quantizer)
         self.notices = [] if notice is None else [notice]
-        entries = [Entry(entry.name, entry.shape, entry.dtype) for entry in layout]
+        entries = entries_of(layout)
         self._terms = make_terms(
             self._quantizer, entries, num_clients=settings.cohort_size, field=self._field
         )
@@ -155,6 +182,11 @@ class SecureScheme(Scheme):
                 "no roster: whoever connects may take part, and the server could pose as clients; "
                 "secure_aggregation_args.roster lists who may (`lightsecagg roster add`)"
             )
+
+    def seen_by_all(self, given: str) -> Self:
+        application = hashlib.sha256(given.encode()).digest()
+        self._terms = msgspec.structs.replace(self._terms, application=application)
+        return self
 
     def agreed(self) -> dict[str, str]:
         return {"secure_aggregation_args.prime_number": str(self._field.order)}
@@ -179,7 +211,7 @@ class SecureScheme(Scheme):
         floors = Floors(
             self._settings.min_clients,
             self._settings.min_privacy_threshold,
-            self._settings.secure_aggregation_args.require_unique_survivor_set,
+            self._settings.require_unique_survivor_set,
             max_model_bytes,
         )
         return ClientRound(

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, ConfigError, Reason, RoundAborted, RunStopped
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.rounds import RoundRunner
-from lightsecagg.managers.scheme import Free, load_roster, make_scheme, plan
-from lightsecagg.managers.session import Session
+from lightsecagg.managers.scheme import entries_of, load_roster, make_scheme, plan
+from lightsecagg.managers.session import Client, Session
 from lightsecagg.managers.workload import Workload
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol.collecting import RoundResult
-from lightsecagg.protocol.messages import Entry
+from lightsecagg.protocol.machine import ServerMachine
 from lightsecagg.protocol.terms import Run
 from lightsecagg.settings import Settings
 from lightsecagg.tracking import events
-from lightsecagg.training.base import State
+from lightsecagg.training.base import Evaluation, State
 from lightsecagg.training.state import add_delta, dump
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+GIVEN = "train_args"
+"""The settings that the server sends at joining: how to train."""
 
 
 def link_settings(settings: Settings) -> comm.LinkSettings:
@@ -47,7 +57,7 @@ class Server:
 
     Args:
         settings: the configuration.
-        folder: where the run lies, claimed already.
+        folder: where the run lies; ``run`` claims it.
         tracker: is told what happens.
 
     Raises:
@@ -60,7 +70,8 @@ class Server:
         self._tracker = tracker
         self._planned = plan(settings, settings.cohort_size)
         self._workload = Workload.load(settings)
-        self._scheme = make_scheme(settings, self._workload.layout)
+        given = settings.train_args.model_dump_json()
+        self._scheme = make_scheme(settings, self._workload.layout).seen_by_all(given)
         self._state: State = self._workload.trainer.get_state()
         self._machines = ThreadPoolExecutor(1, "machines")
         self._training = ThreadPoolExecutor(1, "training")
@@ -77,8 +88,8 @@ class Server:
             run=run,
             worker_num=settings.device_args.worker_num,
             agreed={**settings.agreed(), **self._scheme.agreed()},
-            layout=[Entry(entry.name, entry.shape, entry.dtype) for entry in self._workload.layout],
-            given={"train_args": settings.train_args.model_dump_json()},
+            layout=entries_of(self._workload.layout),
+            given={GIVEN: given},
             roster=load_roster(settings),
             secure=settings.secure,
             stall_timeout=settings.comm_args.stall_timeout,
@@ -90,20 +101,26 @@ class Server:
 
         Raises:
             RunStopped: it ended early, with a reason; the model of the last good round is on disk.
+            ConfigError: the run id was used before.
             CommError: the address cannot be had.
         """
         started = time.monotonic()
         outcome, reason = "failed", None
         try:
             await self._hub.start()
-            self._announce()
-            self._folder.save_model(self._state)
-            await self._serve()
+            try:
+                self._folder.claim()
+                self._announce()
+                if not self._folder.model.exists():
+                    self._folder.save_model(self._state)
+                await self._serve()
+            finally:
+                await self._hub.close()
             outcome = "completed"
         except asyncio.CancelledError:
             outcome, reason = "stopped", Reason.STOPPED_BY_USER.value
             raise
-        except (RunStopped, CommError, OSError) as error:
+        except (RunStopped, CommError, ConfigError) as error:
             outcome, reason = "stopped", str(error)
             raise
         finally:
@@ -156,7 +173,6 @@ class Server:
             pump.cancel()
             await asyncio.gather(pump, return_exceptions=True)
             await self._session.close()
-            await self._hub.close()
 
     async def _rounds(self) -> None:
         await self._gather_clients()
@@ -187,48 +203,62 @@ class Server:
                 f"(secure_aggregation_args.join_timeout); at least {self._settings.min_joined} are needed"
             )
 
-    async def _draw(self) -> list[Free]:
+    async def _draw(self) -> list[Client]:
         """The next round's cohort: clients that are there and have an unspent key.
 
         Raises:
             RunStopped: too few are left.
         """
-        least = max(2, self._settings.min_clients)
         session = self._session
 
         def settled() -> bool:
-            free, here = len(session.free()), len(session.here())
-            return free == here or (free == len(session.up()) and free >= least)
+            size = min(len(session.free()), self._settings.cohort_size)
+            return all(client.free for client in session.up()) and self._shortage(size) is None
 
         await session.until(settled, self._settings.secure_aggregation_args.key_timeout)
         free = session.free()
-        if len(free) < least:
-            raise RunStopped(f"{len(free)} clients are left; at least {least} are needed")
         size = min(self._settings.cohort_size, len(free))
+        if (shortage := self._shortage(size)) is not None:
+            raise RunStopped(shortage)
         seeded = random.Random(f"cohort {self._settings.common_args.random_seed} {self._round + 1}")
         return sorted(seeded.sample(free, size), key=lambda client: client.rank)
 
-    def _plan(self, num_clients: int) -> Parameters:
-        if num_clients == self._planned.num_clients:
-            return self._planned
+    def _shortage(self, num_clients: int) -> str | None:
+        """Why there can be no round of so many clients, or None."""
+        least = max(2, self._settings.min_clients)
+        if num_clients < least:
+            return f"{num_clients} clients are left; at least {least} are needed"
         try:
-            parameters = plan(self._settings, num_clients)
+            parameters = self._plan(num_clients)
         except ConfigError as error:
-            raise RunStopped(f"{num_clients} clients are left: {error}") from None
-        if self._settings.secure and parameters.privacy_threshold < self._settings.min_privacy_threshold:
-            raise RunStopped(
+            return f"{num_clients} clients are left: {error}"
+        floor = self._settings.min_privacy_threshold
+        if self._settings.secure and parameters.privacy_threshold < floor:
+            return (
                 f"{num_clients} clients are left, which means T = {parameters.privacy_threshold}, below "
-                f"min_privacy_threshold = {self._settings.min_privacy_threshold}"
+                f"min_privacy_threshold = {floor}"
             )
-        return parameters
+        return None
 
-    async def _one_round(self, cohort: list[Free]) -> None:
+    def _plan(self, num_clients: int) -> Parameters:
+        return (
+            self._planned if num_clients == self._planned.num_clients else plan(self._settings, num_clients)
+        )
+
+    async def _one_round(self, cohort: list[Client]) -> None:
         parameters = self._plan(len(cohort))
         self._round += 1
-        self._folder.store_round(self._round)
         ranks = tuple(client.rank for client in cohort)
-        model = dump(self._state)
-        machine = self._scheme.server_round(self._session.run, self._round, parameters, cohort, model)
+        free = [client.free for client in cohort if client.free is not None]
+        for client in cohort:
+            client.free = None  # a round that is announced spends the keys it names, whatever follows
+
+        def prepare() -> ServerMachine:
+            self._folder.store_round(self._round)
+            model = dump(self._state)
+            return self._scheme.server_round(self._session.run, self._round, parameters, free, model)
+
+        machine = await self._in_machine_thread(prepare)
         self._tracker.emit(
             events.RoundStarted(
                 round=self._round,
@@ -238,11 +268,9 @@ class Server:
                 privacy_threshold=parameters.privacy_threshold,
             )
         )
-        for rank in ranks:
-            self._session.clients[rank].free = None
         runner = RoundRunner(machine, self._session, cohort, self._settings, self._tracker, self._machines)
         result = await runner.run()
-        self._take_over(result)
+        await self._in_machine_thread(lambda: self._take_over(result))
         self._completed += 1
         self._tracker.emit(
             events.RoundCompleted(
@@ -267,11 +295,19 @@ class Server:
     async def _evaluate(self) -> None:
         trainer, dataset = self._workload.trainer, self._workload.dataset
 
-        def measure() -> events.Evaluated:
+        def measure() -> Evaluation:
             trainer.set_state(self._state)
-            found = trainer.evaluate(dataset.test_x, dataset.test_y)
-            return events.Evaluated(round=self._round, accuracy=found.accuracy, loss=found.loss)
+            return trainer.evaluate(dataset.test_x, dataset.test_y)
 
-        evaluated = await asyncio.get_running_loop().run_in_executor(self._training, measure)
-        self._accuracy = evaluated.accuracy
-        self._tracker.emit(evaluated)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._training, measure)
+        except Exception:  # a user's own code may raise anything; the model is safe, and so is the run
+            log.exception("evaluating the model after round %s failed", self._round)
+            text = f"the model after round {self._round} could not be evaluated; see the traceback"
+            self._tracker.emit(events.Notice(text=text, level="warning"))
+            return
+        self._accuracy = found.accuracy
+        self._tracker.emit(events.Evaluated(round=self._round, accuracy=found.accuracy, loss=found.loss))
+
+    async def _in_machine_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._machines, work)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ _QUEUE = 64  # messages between the hub and a round: beyond that the hub gives n
 _HELLO_TIMEOUT = 30.0  # seconds that a connection may take to say who it is
 
 
+GRACE = 2.0
+"""Seconds that nothing is closed over a client whose link has just broken."""
+
+log = logging.getLogger(__name__)
+
+
 class Status(Enum):
     """Where a client that joined is."""
 
@@ -37,7 +44,7 @@ class Status(Enum):
     GONE = auto()
 
 
-@dataclass
+@dataclass(eq=False)
 class Client:
     """One rank of the run, and the process that holds it."""
 
@@ -58,7 +65,7 @@ class Client:
 class FromClient:
     """A message of a client, for the round."""
 
-    rank: int
+    client: Client
     message: bytes
 
 
@@ -66,12 +73,50 @@ class FromClient:
 class StatusChanged:
     """A client's status changed; ``reason`` says why it is gone."""
 
-    rank: int
+    client: Client
     status: Status
     reason: Reason = Reason.LINK_LOST
 
 
 RoundEvent = FromClient | StatusChanged
+
+
+class Inbox:
+    """What one round is told: events of its cohort only, a bounded number at a time.
+
+    A process that takes a rank over is another client: nothing of it reaches a round that it is not in.
+    """
+
+    def __init__(self, cohort: Sequence[Client]) -> None:
+        self.cohort = cohort
+        self._peers = {client.peer for client in cohort}
+        self._events: asyncio.Queue[RoundEvent] = asyncio.Queue(_QUEUE)
+        self._is_closed = False
+
+    def concerns(self, client: Client) -> bool:
+        """Whether the client is in the round."""
+        return client.peer in self._peers and not self._is_closed
+
+    async def put(self, event: RoundEvent) -> None:
+        """Tell the round, waiting while it has much to do; what does not concern it is passed over."""
+        if self.concerns(event.client):
+            await self._events.put(event)
+
+    async def get(self) -> RoundEvent:
+        """The next event."""
+        return await self._events.get()
+
+    def rest(self) -> list[RoundEvent]:
+        """All that is here, without waiting."""
+        found = []
+        while not self._events.empty():
+            found.append(self._events.get_nowait())
+        return found
+
+    def close(self) -> None:
+        """The round is over: late events are dropped, and whoever waits to put one goes on."""
+        self._is_closed = True
+        self.rest()
 
 
 @dataclass
@@ -102,14 +147,13 @@ class Session:
     stall_timeout: float
     tracker: Tracker
     clients: dict[int, Client] = field(default_factory=dict)
-    events: asyncio.Queue[RoundEvent] = field(default_factory=lambda: asyncio.Queue(_QUEUE))
+    inbox: Inbox | None = None
+    """Of the round that runs; between rounds late messages are dropped."""
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _joining: dict[int, tuple[ServerJoining, asyncio.TimerHandle]] = field(default_factory=dict)
     _ranks: dict[int, int] = field(default_factory=dict)
     _refused: dict[bytes, Reason] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    in_round: bool = False
-    """Whether a round takes the events; between rounds its late messages are dropped."""
     is_over: bool = False
     """Whether the run has ended: nobody joins any more."""
 
@@ -148,25 +192,23 @@ class Session:
         """The clients that are there or may come back, by rank."""
         return [client for _, client in sorted(self.clients.items()) if client.status is not Status.GONE]
 
-    def free(self) -> list[Free]:
-        """The clients that may be drawn into a round now, by rank."""
-        return [client.free for client in self.up() if client.free is not None]
+    def free(self) -> list[Client]:
+        """The clients that may be drawn into a round now, by rank; of those with one key, the first."""
+        found: dict[object, Client] = {}
+        for client in self.up():
+            if client.free is not None:
+                key = client.rank if client.free.member is None else client.free.member.key
+                found.setdefault(key, client)
+        return list(found.values())
 
-    def send(self, rank: int, message: bytes | memoryview) -> None:
-        """Queue a message for a client; nothing happens for one that is gone."""
-        client = self.clients.get(rank)
-        if client is not None and client.status is not Status.GONE:
-            client.outbox.put(message)
-
-    def expel(self, rank: int, reason: Reason) -> None:
+    def expel(self, client: Client, reason: Reason) -> None:
         """Turn a client away for the rest of the run."""
-        client = self.clients[rank]
         self._refused[client.identity] = reason
         self._part_with(client, reason)
 
-    def bytes_of(self, rank: int) -> int:
-        """Bytes on the wire to and from the process that holds a rank."""
-        stats = self.hub.stats(self.clients[rank].peer)
+    def bytes_of(self, client: Client) -> int:
+        """Bytes on the wire to and from a client; 0 once it is gone."""
+        stats = self.hub.stats(client.peer)
         return stats.bytes_sent + stats.bytes_received
 
     async def finish(self, outcome: str, timeout: float) -> None:  # noqa: ASYNC109
@@ -178,6 +220,11 @@ class Session:
             client.outbox.drop_streams()
             client.outbox.put(message)
         await self.until(lambda: all(client.knows_end for client in self.up()), timeout)
+        # Somebody whose link has just broken gets the moment that a round would give it.
+        absent = [client.away_since for client in self.here() if not client.knows_end]
+        patience = max(absent, default=0.0) + GRACE - time.monotonic()
+        if patience > 0:
+            await self.until(lambda: all(client.knows_end for client in self.here()), min(patience, timeout))
 
     async def close(self) -> None:
         """Stop sending."""
@@ -194,7 +241,8 @@ class Session:
             _HELLO_TIMEOUT, self._turn_away, peer, Reason.LINK_LOST, ""
         )
         self._joining[peer] = (joining, timer)
-        self.hub.try_send(peer, joining.challenge())
+        with contextlib.suppress(CommError):  # it may have left again: its own event will say so
+            self.hub.try_send(peer, joining.challenge())
 
     async def _payload(self, peer: int, data: bytes) -> None:
         if peer in self._joining:
@@ -207,7 +255,7 @@ class Session:
         try:
             message = from_client(data)
         except RemoteProtocolError as error:
-            self.expel(rank, error.reason)
+            self.expel(client, error.reason)
             return
         match message:
             case m.RoundKeyMessage() if self.secure:
@@ -217,9 +265,9 @@ class Session:
             case m.FinishAcknowledged() if self.is_over:
                 client.knows_end = True
             case m.Hello() | m.RoundKeyMessage() | m.PlainReady() | m.FinishAcknowledged():
-                self.expel(rank, Reason.PROTOCOL_VIOLATION)
-            case _ if self.in_round:
-                await self.events.put(FromClient(rank, data))
+                self.expel(client, Reason.PROTOCOL_VIOLATION)
+            case _ if self.inbox is not None:
+                await self.inbox.put(FromClient(client, data))
             case _:
                 pass  # anything of an ended round is late
 
@@ -264,7 +312,7 @@ class Session:
             or not is_signed(member, self.run)
             or not is_round_key(message.key)
         ):
-            self.expel(client.rank, Reason.BAD_SIGNATURE)
+            self.expel(client, Reason.BAD_SIGNATURE)
             return
         client.sequence = message.sequence
         client.free = Free(client.rank, member)
@@ -281,6 +329,9 @@ class Session:
             self._spawn(self.hub.close_peer(client.peer, Reason.STALLED.value))
         except CommError:
             pass  # the hub's own event says why
+        except Exception:
+            log.exception("sending to client %s failed", client.rank)
+            await self._lost(client, Reason.LINK_LOST)
 
     async def _set_status(self, peer: int, status: Status) -> None:
         rank = self._ranks.get(peer)
@@ -289,8 +340,8 @@ class Session:
         client = self.clients[rank]
         client.status = status
         client.away_since = time.monotonic()
-        if self.in_round:
-            await self.events.put(StatusChanged(rank, status))
+        if self.inbox is not None:
+            await self.inbox.put(StatusChanged(client, status))
 
     async def _gone(self, peer: int, reason: str) -> None:
         if peer in self._joining:
@@ -305,8 +356,11 @@ class Session:
         if client.status is Status.GONE:
             return
         client.status, client.free = Status.GONE, None
-        if self.in_round:
-            await self.events.put(StatusChanged(client.rank, Status.GONE, reason))
+        await self._tell_gone(client, reason)
+
+    async def _tell_gone(self, client: Client, reason: Reason) -> None:
+        if self.inbox is not None and self.inbox.concerns(client):
+            await self.inbox.put(StatusChanged(client, Status.GONE, reason))
         elif not self.is_over:
             self.tracker.emit(ClientLost(rank=client.rank, reason=reason.value))
 
@@ -318,23 +372,24 @@ class Session:
         was_here = client.status is not Status.GONE
         client.status, client.free = Status.GONE, None
         if was_here:
-            if self.in_round:
-                self._spawn(self.events.put(StatusChanged(client.rank, Status.GONE, reason)))
-            else:
-                self.tracker.emit(ClientLost(rank=client.rank, reason=reason.value))
+            self._spawn(self._tell_gone(client, reason))
         self._spawn(self._close_peer(client, reason))
 
     async def _close_peer(self, client: Client, reason: Reason) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.stall_timeout):
-                await client.outbox.drained()
+        if client.sender is not None and not client.sender.done():
+            drained = asyncio.create_task(client.outbox.drained())
+            await asyncio.wait(
+                {drained, client.sender}, timeout=self.stall_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+            drained.cancel()
         await self.hub.close_peer(client.peer, reason.value)
         if client.sender is not None:
             client.sender.cancel()
 
     def _turn_away(self, peer: int, reason: Reason, detail: str) -> None:
         self._joining.pop(peer, None)
-        self.hub.try_send(peer, refusal(reason, detail))
+        with contextlib.suppress(CommError):
+            self.hub.try_send(peer, refusal(reason, detail))
         self._spawn(self.hub.close_peer(peer, reason.value))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -33,7 +33,7 @@ class What(StrEnum):
 
     SHARING = "sharing"  # client: pull shares() and send them
     TRAINING = "training"  # client: the model is whole; train, then upload()
-    # server: only absent clients are missing; deadline() closes the step without them (unless one came back)
+    # server: only absent clients are missing; while can_close holds, deadline() closes the step without them
     CLOSE = "close"
     FREEZE = "freeze"  # server: nobody who is there is missing; freeze() fixes the survivor set
     DECODE = "decode"  # server: finish() yields the result
@@ -55,10 +55,11 @@ class StageReached:
 
 @dataclass(frozen=True)
 class ClientDropped:
-    """Server: the client is out of this round."""
+    """Server: the client is out of this round; ``left`` where it said so itself."""
 
     number: int
     reason: Reason
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,32 @@ class UploadGranted:
 
 @dataclass(frozen=True)
 class Finished:
-    """The round is over and its sum was decoded."""
+    """Server: the round is over and its sum was decoded."""
 
 
 @dataclass(frozen=True)
 class Aborted:
-    """The round is over without a sum."""
+    """Server: the round is over without a sum."""
 
     reason: AbortReason
 
 
 @dataclass(frozen=True)
 class Left:
-    """Client: it is out of the round; what it held of others is erased."""
+    """Client: it is out of the round; what it held of others is erased.
+
+    ``detail`` says for its own log what the server is not told.
+    """
 
     reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RoundOver:
+    """Client: the server ended the round, with this outcome; what it held of others is erased."""
+
+    outcome: str
 
 
 Action = (
@@ -106,4 +118,5 @@ Action = (
     | Finished
     | Aborted
     | Left
+    | RoundOver
 )

@@ -15,7 +15,7 @@ from lightsecagg.labels import ENDORSEMENT
 from lightsecagg.packing import pack
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
-from lightsecagg.protocol.actions import SERVER, Action, Finished, Left, Ready, Send, Stream, What
+from lightsecagg.protocol.actions import SERVER, Action, Left, Ready, RoundOver, Send, Stream, What
 from lightsecagg.protocol.dealing import Dealing
 from lightsecagg.protocol.holding import Holding
 from lightsecagg.protocol.model import ModelAssembly
@@ -115,6 +115,11 @@ class ClientRound:
         return self._stage
 
     @property
+    def parameters(self) -> Parameters | None:
+        """N, U and T of the round, while it runs."""
+        return None if self._running is None else self._running.parameters
+
+    @property
     def model(self) -> bytes:
         """The global model, once ``Ready(TRAINING)`` was given.
 
@@ -144,7 +149,7 @@ class ClientRound:
                 return []
             return self._take(decoded)
         except RemoteProtocolError as error:
-            return self.leave(error.reason)
+            return self.leave(error.reason, str(error))
 
     def shares(self) -> Iterator[Send]:
         """The client's shares for the others, computed as they are pulled; once, after ``Ready(SHARING)``.
@@ -198,11 +203,11 @@ class ClientRound:
         unsent, self._unsent = self._unsent, None
         return unsent
 
-    def leave(self, reason: Reason) -> list[Action]:
-        """Leave the round, telling the server why, and erase what is held."""
+    def leave(self, reason: Reason, detail: str = "") -> list[Action]:
+        """Leave the round, telling the server the reason, and erase what is held; ``detail`` stays here."""
         if self._stage is ClientStage.OVER:
             return []
-        actions: list[Action] = [Left(reason)]
+        actions: list[Action] = [Left(reason, detail)]
         if self.round_number is not None:
             actions.insert(0, Send(SERVER, encode(m.Leave(self.round_number, reason))))
         self._end()
@@ -216,9 +221,9 @@ class ClientRound:
         return number is None or number >= self.round_number
 
     def _take(self, message: m.FromServer) -> list[Action]:
-        if isinstance(message, m.RoundStart):
-            return self._start(message)
         running = self._running
+        if isinstance(message, m.RoundStart):
+            return self._start(message) if running is None else self._superseded(running, message)
         if running is None or m.round_of(message) != running.round:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a message of a round that did not begin")
         match message:
@@ -252,7 +257,7 @@ class ClientRound:
                 return self._answer(running, message)
             case m.RoundEnd():
                 self._end()
-                return [Finished()]
+                return [RoundOver(message.outcome)]
             case _:  # pragma: no cover - `judge` lets nothing else through
                 raise AssertionError(message)
 
@@ -276,6 +281,13 @@ class ClientRound:
         if assembly.complete():
             actions.append(Ready(What.TRAINING))
         return actions
+
+    def _superseded(self, running: _Running, start: m.RoundStart) -> list[Action]:
+        """A later round began without a word about the end of this one."""
+        if start.round <= running.round:
+            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a round that began twice")
+        self._end()
+        return [RoundOver("superseded")]
 
     def _check_start(self, start: m.RoundStart) -> Parameters:
         """Promises 3, 4 and 6: whatever protects this client is its own configuration's."""
@@ -329,6 +341,8 @@ class ClientRound:
         survivors = _check_survivors(running, message.survivors)
         if running.signed is not None:
             return []
+        if running.upload is not None:
+            running.upload.halt()  # what is not in the sum by now need not be sent
         self._stage = move(CLIENT_MOVES, self._stage, ClientStage.ENDORSED)
         running.signed = survivors
         signature = self._identity.sign(ENDORSEMENT, running.digest, message.survivors)

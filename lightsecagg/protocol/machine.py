@@ -95,6 +95,11 @@ class ServerMachine(ABC):
 
     @property
     @abstractmethod
+    def can_close(self) -> bool:
+        """Whether ``deadline()`` may close the stage: only absent clients are missing, the rest suffices."""
+
+    @property
+    @abstractmethod
     def can_decode(self) -> bool:
         """Whether ``finish()`` yields the result."""
 
@@ -142,15 +147,11 @@ class ServerMachine(ABC):
         if self._presence_of(number) is not Presence.AWAY:
             return []
         self._presence[number] = Presence.UP
-        self._offered.discard(What.CLOSE)
         return [*self._desk.resume(number), *self._settle()]
 
     def lose(self, number: int, reason: Reason) -> list[Action]:
         """The client is gone for this round; if its update is in, it stays in."""
-        if self._presence_of(number) is Presence.GONE or self._is_over():
-            return []
-        self._presence[number] = Presence.GONE
-        return [ClientDropped(number, reason), *self._desk.suspend(number), *self._settle()]
+        return self._drop(ClientDropped(number, reason))
 
     def revoke(self, number: int) -> list[Action]:
         """Take the upload slot from a client that brought no part for ``slot_timeout`` while others wait."""
@@ -202,6 +203,13 @@ class ServerMachine(ABC):
     def _settle(self) -> list[Action]:
         """What follows from the present state: a step on, an abort, or an offer to the caller."""
 
+    def _drop(self, dropped: ClientDropped) -> list[Action]:
+        number = dropped.number
+        if self._presence_of(number) is Presence.GONE or self._is_over():
+            return []
+        self._presence[number] = Presence.GONE
+        return [dropped, *self._desk.suspend(number), *self._settle()]
+
     def _take_part(self, number: int, message: m.MaskedUpdate | m.PlainUpdate) -> list[Action]:
         actions = self._desk.take(number, message.grant, message.index, message.data)
         self.late_messages += actions is None
@@ -224,6 +232,12 @@ class ServerMachine(ABC):
 
     def _up(self) -> frozenset[int]:
         return frozenset(n for n, presence in self._presence.items() if presence is Presence.UP)
+
+    def _offer_close(self) -> list[Action]:
+        if self.can_close:
+            return self._offer(What.CLOSE)
+        self._offered.discard(What.CLOSE)
+        return []
 
     def _offer(self, what: What) -> list[Action]:
         if what in self._offered:

@@ -57,6 +57,8 @@ class Terms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     max_weight: Count
     rounding: Name
     layout: Annotated[tuple[Entry, ...], Meta(max_length=MAX_ENTRIES)]
+    application: Hash = bytes(HASH_BYTES)
+    """Hash of whatever else all clients must see alike, as the application decides; zeros for nothing."""
 
 
 class Member(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

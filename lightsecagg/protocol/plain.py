@@ -16,6 +16,7 @@ import numpy.typing as npt
 from lightsecagg.errors import (
     AbortReason,
     LocalProtocolError,
+    NotFiniteError,
     Reason,
     RemoteProtocolError,
     RoundAborted,
@@ -25,9 +26,10 @@ from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import (
     SERVER,
     Action,
-    Finished,
+    ClientDropped,
     Left,
     Ready,
+    RoundOver,
     Send,
     StageReached,
     Stream,
@@ -59,10 +61,12 @@ def weighted(update: npt.NDArray[np.floating], weight: int, max_weight: int) -> 
     quantized.
 
     Raises:
-        UpdateError: the update is not one-dimensional or not finite.
+        UpdateError: the update is not one-dimensional or not finite (``NotFiniteError``).
     """
-    if update.ndim != 1 or not np.isfinite(update).all():
-        raise UpdateError("wanted a finite update of shape (d,)")
+    if update.ndim != 1:
+        raise UpdateError(f"wanted an update of shape (d,), found {update.shape}")
+    if not np.isfinite(update).all():
+        raise NotFiniteError("the update holds NaN or infinity")
     weight = min(weight, max_weight)
     return np.append(update * (weight / max_weight), weight).astype(np.float32)
 
@@ -114,6 +118,10 @@ class PlainServerRound(ServerMachine):
         return self._stage is ServerStage.UPLOADING and len(self._desk.inside) >= self._target_survivors
 
     @property
+    def can_close(self) -> bool:
+        return self.can_freeze and not self.missing & self._up()
+
+    @property
     def can_decode(self) -> bool:
         return self._stage is ServerStage.COUNTING
 
@@ -156,7 +164,7 @@ class PlainServerRound(ServerMachine):
             case m.PlainUpdate():
                 return self._take_part(number, message)
             case m.Leave():
-                return self.lose(number, message.reason)
+                return self._drop(ClientDropped(number, message.reason, left=True))
             case _:  # pragma: no cover - `judge` lets nothing else through
                 raise AssertionError(message)
 
@@ -167,10 +175,7 @@ class PlainServerRound(ServerMachine):
             case ServerStage.UPLOADING:
                 if len(self._desk.inside | self._alive()) < self._target_survivors:
                     return self.abort(AbortReason.TOO_FEW_UPDATES)
-                if not self.missing:
-                    return self._offer(What.FREEZE)
-                nobody_up = all(self._presence[number] is Presence.AWAY for number in self.missing)
-                return self._offer(What.CLOSE) if nobody_up and self.can_freeze else []
+                return self._offer_close() if self.missing else self._offer(What.FREEZE)
             case _:
                 return []
 
@@ -247,7 +252,7 @@ class PlainClientRound:
                 return []
             return self._take(decoded)
         except RemoteProtocolError as error:
-            return self.leave(error.reason)
+            return self.leave(error.reason, str(error))
 
     def upload(self, update: Floats) -> Iterator[Send]:
         """Hand over the one update of this round, (d + 1,) float32 as ``weighted`` gives it."""
@@ -272,11 +277,11 @@ class PlainClientRound:
         unsent, self._unsent = self._unsent, None
         return unsent
 
-    def leave(self, reason: Reason) -> list[Action]:
-        """Leave the round, telling the server why."""
+    def leave(self, reason: Reason, detail: str = "") -> list[Action]:
+        """Leave the round, telling the server the reason; ``detail`` stays here."""
         if self._stage is ClientStage.OVER:
             return []
-        actions: list[Action] = [Left(reason)]
+        actions: list[Action] = [Left(reason, detail)]
         if self.round_number is not None:
             actions.insert(0, Send(SERVER, encode(m.Leave(self.round_number, reason))))
         self._end()
@@ -308,7 +313,7 @@ class PlainClientRound:
                 return [Stream(SERVER, running.upload.parts(message.grant))]
             case m.RoundEnd():
                 self._end()
-                return [Finished()]
+                return [RoundOver(message.outcome)]
             case _:  # pragma: no cover - `judge` lets nothing else through
                 raise AssertionError(message)
 

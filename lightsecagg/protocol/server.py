@@ -22,7 +22,7 @@ from lightsecagg.labels import ENDORSEMENT
 from lightsecagg.packing import unpack
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
-from lightsecagg.protocol.actions import Action, Ready, Send, StageReached, What
+from lightsecagg.protocol.actions import Action, ClientDropped, Ready, Send, StageReached, What
 from lightsecagg.protocol.collecting import Answers, RoundResult, ShareTally, unmask
 from lightsecagg.protocol.cover import settle
 from lightsecagg.protocol.machine import Presence, ServerMachine
@@ -139,6 +139,16 @@ class ServerRound(ServerMachine):
         )
 
     @property
+    def can_close(self) -> bool:
+        if self.missing & self._up():
+            return False
+        match self._stage:
+            case ServerStage.SHARING | ServerStage.REPORTING:
+                return len(self._alive() - self.missing) >= self.parameters.target_survivors
+            case _:
+                return self.can_freeze
+
+    @property
     def can_decode(self) -> bool:
         """Whether U whole answers are here: ``finish()`` yields the result."""
         return (
@@ -153,10 +163,6 @@ class ServerRound(ServerMachine):
         actions += [Send(number, opening) for number in self._presence]
         actions += [model_stream(self.round_number, number, self._model) for number in self._presence]
         return actions
-
-    def lose(self, number: int, reason: Reason) -> list[Action]:
-        self._answers.forget(number)
-        return super().lose(number, reason)
 
     def deadline(self) -> list[Action]:
         """Close the present stage with those who finished it, or abort where they are too few."""
@@ -240,7 +246,7 @@ class ServerRound(ServerMachine):
             case m.AggregateEncodedMask():
                 return self._take_answer(number, message)
             case m.Leave():
-                return self.lose(number, message.reason)
+                return self._drop(ClientDropped(number, message.reason, left=True))
             case _:  # pragma: no cover - `judge` lets nothing else through
                 raise AssertionError(message)
 
@@ -286,12 +292,7 @@ class ServerRound(ServerMachine):
                 return self._certify() if enough else []
             case ServerStage.RECOVERING:
                 return self._offer(What.DECODE) if self.can_decode else []
-        missing = self.missing
-        if not missing:
-            return self._everybody_finished()
-        if missing & self._up() or not self._rest_suffices():
-            return []
-        return self._offer(What.CLOSE)
+        return self._offer_close() if self.missing else self._everybody_finished()
 
     def _everybody_finished(self) -> list[Action]:
         match self._stage:
@@ -302,15 +303,9 @@ class ServerRound(ServerMachine):
             case _:
                 return self._offer(What.FREEZE)
 
-    def _rest_suffices(self) -> bool:
-        wanted = self.parameters.target_survivors
-        match self._stage:
-            case ServerStage.SHARING:
-                return len(self._alive() - self.missing) >= wanted
-            case ServerStage.REPORTING:
-                return len(self._reports) >= wanted
-            case _:
-                return self.can_freeze
+    def _drop(self, dropped: ClientDropped) -> list[Action]:
+        self._answers.forget(dropped.number)
+        return super()._drop(dropped)
 
     def _hopeless(self) -> AbortReason | None:
         """Why fewer than U clients can still finish the present stage and those after it, or None."""

@@ -140,7 +140,8 @@ _ENDED = frozenset({_C.OVER})
 
 FROM_SERVER: Rows = {
     # message: (stages in which the client takes it, stages in which it is late)
-    m.RoundStart: (frozenset({_C.KEYED}), _ENDED),
+    # in a running round it is a later one, which ends this one
+    m.RoundStart: (frozenset({_C.KEYED}) | _RUNNING, _ENDED),
     m.ModelPart: (_RUNNING, _ENDED),
     m.SealedSeed: (frozenset({_C.SHARING}), _ENDED),
     m.EncodedMask: (frozenset({_C.SHARING}), _ENDED),

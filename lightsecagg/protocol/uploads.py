@@ -55,6 +55,10 @@ class OutgoingUpload:
         self._conceal = self._concealed = None
         return own
 
+    def halt(self) -> None:
+        """End every iterator at its next pull."""
+        self._grant = None
+
     def parts(self, grant: int) -> Iterator[Send]:
         """The parts under ``grant``; an older grant's iterator ends at its next pull."""
         self._grant = grant

@@ -77,7 +77,7 @@ def _threshold(settings: Settings) -> Iterator[Problem]:
     elif target is not None and threshold >= target:
         wanted = f"less than {_SECURE}.targeted_number_active_clients ({target})"
         yield Problem(f"{_SECURE}.privacy_guarantee", wanted, str(threshold))
-    elif target is not None and secure.require_unique_survivor_set and 2 * target <= cohort + threshold:
+    elif target is not None and settings.require_unique_survivor_set and 2 * target <= cohort + threshold:
         yield Problem(
             f"{_SECURE}.require_unique_survivor_set",
             f"false, or targeted_number_active_clients of at least {(cohort + threshold) // 2 + 1} "

@@ -117,7 +117,7 @@ class SecureAggregationArgs(Section):
 
     min_clients: Count | None = None  # None: min(3, cohort size)
     min_privacy_threshold: Whole | None = None  # None: 1, or 0 for cohorts below 3
-    require_unique_survivor_set: bool = False  # leave rounds without 2U > N + T (promise 3)
+    require_unique_survivor_set: bool | None = None  # leave rounds without 2U > N + T; None: with a roster
     roster: FilePath | None = None
     identity: FilePath | None = None
 
@@ -229,6 +229,15 @@ class Settings(Section):
         """The smallest T that a client takes part with."""
         floor = self.secure_aggregation_args.min_privacy_threshold
         return (1 if self.cohort_size >= 3 else 0) if floor is None else floor
+
+    @property
+    def require_unique_survivor_set(self) -> bool:
+        """Whether a client leaves rounds in which two survivor sets could be certified (promise 3).
+
+        That promise needs a roster; with one it is demanded unless the file says otherwise.
+        """
+        demanded = self.secure_aggregation_args.require_unique_survivor_set
+        return self.secure_aggregation_args.roster is not None if demanded is None else demanded
 
     @property
     def min_joined(self) -> int:

@@ -128,7 +128,8 @@ class Network:
                 if self.server.can_freeze:
                     self.perform(SERVER, self.server.freeze())
             case What.CLOSE:
-                self.perform(SERVER, self.server.deadline())
+                if self.server.can_close:
+                    self.perform(SERVER, self.server.deadline())
             case What.DECODE:
                 self.server.finish()
                 self.perform(SERVER, self.server.end())

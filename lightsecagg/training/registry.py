@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from lightsecagg.errors import ConfigError
 from lightsecagg.training import state as npz
@@ -15,7 +16,7 @@ from lightsecagg.training.fedml import ClientTrainer
 from lightsecagg.training.numpy_trainer import NumpySoftmax
 from lightsecagg.training.plugins import import_extra, is_plugin, load_plugin, unknown_name
 
-KEY = "train_args.trainer"
+KEY = "model_args.trainer"
 
 TRAINERS = ("torch", "numpy")
 
@@ -56,18 +57,34 @@ def make_trainer(
         made = NumpySoftmax(prod(dataset.input_shape), dataset.num_classes)
     elif is_plugin(trainer):
         plugin = load_plugin(trainer, KEY)
-        if _is_for_fedml(plugin):
-            modules = import_extra("lightsecagg.training.torch", f"{KEY} {trainer!r}")
-            namespace = SimpleNamespace(**(args or {}))
-            inner = plugin(_torch_model(model, dataset, seed), namespace)
-            made = modules.FedMLTrainer(inner, device, namespace)
-        else:
-            made = plugin(dataset, seed)
+        try:
+            made = _from_plugin(plugin, trainer, model, dataset, seed, device, args or {})
+        except ConfigError:
+            raise
+        except Exception as error:  # a user's own code may raise anything
+            raise ConfigError(f"{KEY}: making {trainer!r} failed: {error!r}") from error
     else:
         raise unknown_name(KEY, trainer, TRAINERS)
     if not isinstance(made, Trainer):
         raise ConfigError(f"{KEY}: {trainer!r} must give a Trainer, found {type(made).__name__}")
     return made
+
+
+def _from_plugin(
+    plugin: Callable[..., Any],
+    trainer: str,
+    model: str,
+    dataset: Dataset,
+    seed: int,
+    device: str,
+    args: Mapping[str, object],
+) -> object:
+    if not _is_for_fedml(plugin):
+        return plugin(dataset, seed)
+    modules = import_extra("lightsecagg.training.torch", f"{KEY} {trainer!r}")
+    namespace = SimpleNamespace(**args)
+    inner = plugin(_torch_model(model, dataset, seed), namespace)
+    return modules.FedMLTrainer(inner, device, namespace)
 
 
 def _is_for_fedml(plugin: object) -> bool:

@@ -76,6 +76,7 @@ OTHER_STARTS = {
     "fraction bits": with_terms(fraction_bits=15),
     "max weight": with_terms(max_weight=1001),
     "rounding": with_terms(rounding="stochastic"),
+    "what the application adds": with_terms(application=bytes(31) + b"x"),
     "an entry's name": with_terms(layout=(changed(LAYOUT[0], name="layer.weights"), *LAYOUT[1:])),
     "an entry's shape": with_terms(layout=(changed(LAYOUT[0], shape=(4, 3)), *LAYOUT[1:])),
     "an entry's dtype": with_terms(layout=(changed(LAYOUT[0], dtype="float16"), *LAYOUT[1:])),
@@ -105,7 +106,7 @@ def test_the_differences_tried_are_all_there_are() -> None:
         + len(Terms.__struct_fields__)
         + len(Member.__struct_fields__)
         + len(Entry.__struct_fields__)
-        == 7 + 7 + 5 + 3
+        == 7 + 8 + 5 + 3
     )
     assert len({cohort_digest(RUN, start) for start in OTHER_STARTS.values()}) == len(OTHER_STARTS)
 
@@ -194,14 +195,22 @@ def test_the_vector_is_as_long_as_all_entries_and_the_weight() -> None:
         ("max_weight", 5),
         ("rounding", "stochastic"),
         ("layout", LAYOUT[:1]),
+        ("application", bytes(31) + b"x"),
     ],
 )
 def test_a_term_that_differs_is_named(name: str, value: Any) -> None:
     assert differing_term(TERMS, msgspec.structs.replace(TERMS)) is None
     assert differing_term(TERMS, changed(TERMS, **{name: value})) == name
-    assert {"mode", "order", "clip", "fraction_bits", "max_weight", "rounding", "layout"} == set(
-        Terms.__struct_fields__
-    )
+    assert {
+        "mode",
+        "order",
+        "clip",
+        "fraction_bits",
+        "max_weight",
+        "rounding",
+        "layout",
+        "application",
+    } == set(Terms.__struct_fields__)
 
 
 def test_terms_take_the_smallest_field_or_the_one_given_if_it_holds_the_sum() -> None:

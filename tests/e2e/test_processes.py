@@ -238,16 +238,37 @@ def test_plain_client_cannot_join_a_secure_run(tmp_path: Path) -> None:
         assert [client.exit_code() for client in clients] == [0] * 3
 
 
-def test_used_run_id_and_used_port_are_refused_with_the_ways_out(tmp_path: Path) -> None:
-    with Run(tmp_path, workers=3) as run, socket.socket() as occupied:
-        occupied.bind(("127.0.0.1", run.port))
-        occupied.listen()
-        first = run.server()
-        assert first.exit_code() == 5
-        assert str(run.port) in first.output()
-        second = run.server()
-        assert second.exit_code() == 2
-        assert "choose another RUN_ID" in second.output()
+def test_used_port_is_refused_and_costs_no_run_id(tmp_path: Path) -> None:
+    with Run(tmp_path, workers=3) as run:
+        with socket.socket() as occupied:
+            occupied.bind(("127.0.0.1", run.port))
+            occupied.listen()
+            first = run.server()
+            assert first.exit_code() == 5
+            assert str(run.port) in first.output()
+        server = run.server()
+        clients = [run.client(rank) for rank in (1, 2, 3)]
+        assert server.exit_code() == 0, server.output()
+        assert [client.exit_code() for client in clients] == [0] * 3
+        again = run.server()
+        assert again.exit_code() == 2
+        assert "choose another RUN_ID" in again.output()
+
+
+def test_forgotten_session_is_joined_anew_under_a_higher_round_number(tmp_path: Path) -> None:
+    """The client is away for longer than its window: the server forgets it, and takes it back."""
+    changes = {"train_args": {"comm_round": 40}, "comm_args": {"reconnect_window": 1.0}}
+    with Run(tmp_path, workers=4, **changes) as run:
+        server = run.server()
+        frozen = run.client(2, halt="1:send SharesHeld")
+        others = [run.client(rank) for rank in (1, 3, 4)]
+        frozen.halted()
+        server.expect("lost client 2 (link_lost)")
+        frozen.signal(signal.SIGCONT)
+        assert server.exit_code() == 0, server.output()
+        assert [client.exit_code() for client in others] == [0] * 3
+        assert frozen.exit_code() in (0, 4), frozen.output()
+        assert_model_is_the_exact_mean(run)
 
 
 def test_fedavg_runs_the_same_without_masks_and_survives_a_kill(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from lightsecagg.training.base import LocalData, TrainResult, TrainSettings
+from lightsecagg.training.base import Array, Evaluation, LocalData, TrainResult, TrainSettings
 from tests.e2e.e2e_plugins import KnownTrainer
 
 may_train = threading.Event()
@@ -21,3 +21,10 @@ class BlockingTrainer(KnownTrainer):
                 stopped.set()
                 break
         return super().train(data, settings, should_stop)
+
+
+class UnmeasurableTrainer(KnownTrainer):
+    """Its evaluation raises."""
+
+    def evaluate(self, x: Array, y: Array) -> Evaluation:
+        raise RuntimeError("no ruler")

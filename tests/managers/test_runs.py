@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lightsecagg.comm.base import make_transport
 from lightsecagg.errors import ConfigError, RunStopped
 from lightsecagg.identity import Identity, encode_key
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
 from lightsecagg.managers.participation import RefusedError
 from lightsecagg.managers.scheme import plan
-from lightsecagg.managers.server import Server
+from lightsecagg.managers.server import GIVEN, Server, link_settings
+from lightsecagg.randomness import system_entropy
+from lightsecagg.sealing import RoundKey
 from lightsecagg.settings import Settings
 from lightsecagg.tracking import events
 from tests.managers import blocking
@@ -67,7 +71,7 @@ class Stage:
         self.recorder = Recorder()
 
     def server(self) -> Server:
-        self.folder.claim()
+        self.folder.prepare()
         return Server(self.settings, self.folder, self.recorder)
 
     def client(self, rank: int, identity: Identity | None = None, **options: Any) -> Client:
@@ -204,3 +208,75 @@ def test_explicit_numbers_are_kept_and_refused_where_they_no_longer_fit() -> Non
     assert (plan(settings, 5).target_survivors, plan(settings, 5).privacy_threshold) == (4, 2)
     with pytest.raises(ConfigError, match="raise U or lower T"):
         plan(settings, 3)
+
+
+async def test_two_clients_with_one_round_key_never_meet_in_a_cohort(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A copied key is signed by the copier all right; it must not end the run."""
+    fixed = bytes(range(32))
+    original = RoundKey.__init__
+
+    def copied(self: RoundKey, entropy: Any = None) -> None:
+        original(self, (lambda _: fixed) if next(copies) else (entropy or system_entropy))
+
+    copies = chain([True, True], repeat(False))  # the first keys of the first two clients are one
+    monkeypatch.setattr(RoundKey, "__init__", copied)
+    stage = Stage(tmp_path, make_settings(5, join_timeout=1, min_joined=4))
+    clients = [stage.client(rank) for rank in range(1, 6)]
+    results = await play(stage.server(), clients)
+    assert results == [None] * 6
+    assert [len(event.cohort) for event in stage.recorder.of(events.RoundStarted)] == [4, 5]
+
+
+async def test_clients_given_different_training_settings_do_not_train_together(tmp_path: Path) -> None:
+    """Else a server could freeze all but one client, and the sum would be that client's update."""
+    stage = Stage(tmp_path, make_settings(5))
+    server = stage.server()
+    frozen = stage.settings.train_args.model_copy(update={"learning_rate": 1e-300}).model_dump_json()
+    admit = server._session._admit
+
+    def admit_and_freeze(peer: int, rank: int, identity: bytes) -> None:
+        server._session.given = {GIVEN: frozen} if rank == 1 else given
+        admit(peer, rank, identity)
+
+    given = dict(server._session.given)
+    server._session._admit = admit_and_freeze  # type: ignore[method-assign]
+    results = await play(server, [stage.client(rank) for rank in range(1, 6)])
+    assert isinstance(results[1], RefusedError)
+    assert "terms_differ" in str(results[1])
+    assert [event.survivors for event in stage.recorder.of(events.RoundCompleted)] == [(2, 3, 4, 5)] * 2
+
+
+async def test_strangers_that_come_and_go_end_nothing(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, make_settings(3))
+    server = stage.server()
+    running = asyncio.create_task(server.run())
+    link = link_settings(stage.settings)
+    for _ in range(20):
+        stranger = make_transport("LOCAL", {"name": "r1"}, link)
+        await stranger.connect()
+        await stranger.close()
+    talker = make_transport("LOCAL", {"name": "r1"}, link)
+    await talker.connect()
+    await talker.send(b"GET / HTTP/1.1")
+    await talker.close()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*(stage.client(rank).run() for rank in (1, 2, 3)), running)
+
+
+async def test_evaluation_that_fails_costs_the_accuracy_and_not_the_run(tmp_path: Path) -> None:
+    settings = with_trainer(make_settings(3), "tests.managers.blocking:UnmeasurableTrainer")
+    blocking.may_train.set()
+    stage = Stage(tmp_path, settings)
+    assert await play(stage.server(), [stage.client(rank) for rank in (1, 2, 3)]) == [None] * 4
+    assert any("could not be evaluated" in event.text for event in stage.recorder.of(events.Notice))
+
+
+async def test_weights_above_the_largest_are_told_to_their_own_client_only(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, make_settings(3, max_weight=10))
+    clients = [stage.client(rank) for rank in (1, 2, 3)]
+    assert await play(stage.server(), clients) == [None] * 4
+    said = [event.text for event in clients[0]._tracker.of(events.Notice)]  # type: ignore[attr-defined]
+    assert any("samples count as 10" in text for text in said)
+    assert not any("samples" in event.text for event in stage.recorder.of(events.Notice))

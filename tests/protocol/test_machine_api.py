@@ -23,6 +23,7 @@ from lightsecagg.protocol.actions import (
     ClientDropped,
     Finished,
     Ready,
+    Send,
     StageReached,
     What,
 )
@@ -30,6 +31,7 @@ from lightsecagg.protocol.server import ServerRound
 from lightsecagg.protocol.transitions import ClientStage, Phase, ServerStage
 from lightsecagg.protocol.wire import encode, from_client, from_server
 from lightsecagg.simulation.faults import STAGES
+from lightsecagg.simulation.schedule import short_parts
 from tests.protocol.scene import Scene, hold_back, said
 
 ALL = frozenset(range(1, 6))
@@ -376,3 +378,41 @@ def test_the_round_key_message_carries_what_the_cohort_needs() -> None:
 
 def test_the_protocol_package_needs_no_thread_of_its_own() -> None:
     assert "threading" not in vars(sys.modules["lightsecagg.protocol.uploads"])
+
+
+def test_closing_is_taken_back_where_those_who_are_there_no_longer_suffice() -> None:
+    scene = Scene(6, 4, 1)
+    scene.wire.until(ServerStage.REPORTING)
+    for number in (1, 2):
+        scene.wire.away(number)
+    scene.wire.quiet()
+    assert scene.wire.offers == [What.CLOSE]
+    assert scene.server.can_close
+    scene.wire.lose(6)
+    assert not scene.server.can_close, "three live reporters are fewer than U, whatever a lost one reported"
+    for number in (1, 2):
+        scene.wire.back(number)
+    scene.wire.to_the_end()
+    assert scene.finish().survivors == (1, 2, 3, 4, 5)
+
+
+def test_a_client_that_leaves_is_told_apart_from_one_that_is_dropped() -> None:
+    scene = Scene(5, 4, 1)
+    scene.wire.until(ServerStage.SHARING)
+    leave = encode(m.Leave(1, Reason.PROTOCOL_VIOLATION))
+    assert scene.server.receive(1, leave)[0] == ClientDropped(1, Reason.PROTOCOL_VIOLATION, left=True)
+    assert scene.server.receive(2, b"nonsense")[0] == ClientDropped(2, Reason.MALFORMED)
+
+
+def test_an_upload_ends_once_the_survivor_set_is_fixed_without_it() -> None:
+    with short_parts(4):
+        scene = Scene(5, 4, 1)
+        scene.wire.until(ServerStage.UPLOADING)
+        client = scene.clients[2]
+        while client.stage is not ClientStage.CANDIDATES or client.can_upload:
+            scene.wire.step()
+        parts = client.receive(encode(m.UploadGrant(1, 101)))[0].sends
+        next(parts)
+        others = m.bitmap(frozenset({1, 3, 4, 5}), 5)
+        assert isinstance(client.receive(encode(m.SurvivorSet(1, others)))[0], Send)
+        assert list(parts) == []

@@ -9,7 +9,7 @@ import pytest
 from lightsecagg.errors import LocalProtocolError, Reason
 from lightsecagg.identity import Identity
 from lightsecagg.protocol import messages as m
-from lightsecagg.protocol.actions import SERVER, Ready, What
+from lightsecagg.protocol.actions import SERVER, Ready, RoundOver, What
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.terms import Floors, Run, make_member
 from lightsecagg.protocol.transitions import ClientStage, ServerStage
@@ -310,14 +310,17 @@ def test_a_replayed_opening_finds_no_key_after_a_restart() -> None:
     assert reason_of(same_sequence.receive(opening)) is Reason.NOT_MY_KEY
 
 
-def test_a_second_opening_in_a_running_round_makes_the_client_leave() -> None:
-    for number in (1, 2):
-        scene = Scene(5, 4, 1)
-        scene.clients[1].receive(encode(scene.opening))
-        again = encode(change(scene.opening, round=number))
-        assert reason_of(scene.clients[1].receive(again)) is Reason.PROTOCOL_VIOLATION
-        with pytest.raises(LocalProtocolError):
-            scene.clients[1].shares()
+def test_the_same_opening_again_makes_the_client_leave_and_a_later_one_ends_its_round() -> None:
+    scene = Scene(5, 4, 1)
+    scene.clients[1].receive(encode(scene.opening))
+    assert reason_of(scene.clients[1].receive(encode(scene.opening))) is Reason.PROTOCOL_VIOLATION
+    later = encode(change(scene.opening, round=2))
+    scene.clients[2].receive(encode(scene.opening))
+    assert scene.clients[2].receive(later) == [RoundOver("superseded")]
+    assert scene.clients[2].stage is ClientStage.OVER
+    assert scene.clients[2].receive(later) == []
+    with pytest.raises(LocalProtocolError):
+        scene.clients[1].shares()
 
 
 @pytest.mark.parametrize("stage", [None, *STAGES])

@@ -168,7 +168,7 @@ def test_a_users_trainer_is_called_with_data_set_and_seed(user_module, digits: D
 
 def test_an_unknown_trainer_lists_the_known_ones(digits: Dataset) -> None:
     with pytest.raises(
-        ConfigError, match=r"train_args.trainer: wanted one of numpy, torch, or package.*'jax'"
+        ConfigError, match=r"model_args.trainer: wanted one of numpy, torch, or package.*'jax'"
     ):
         make_trainer("jax", "lr", digits, 0)
 
