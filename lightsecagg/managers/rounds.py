@@ -11,16 +11,8 @@ from concurrent.futures import Executor
 from typing import TypeVar
 
 from lightsecagg.errors import AbortReason, Reason, RoundAborted
-from lightsecagg.managers.session import (
-    GRACE,
-    Client,
-    FromClient,
-    Inbox,
-    RoundEvent,
-    Session,
-    Status,
-    StatusChanged,
-)
+from lightsecagg.managers.inbox import GRACE, Client, FromClient, Inbox, RoundEvent, Status, StatusChanged
+from lightsecagg.managers.session import Session
 from lightsecagg.protocol.actions import (
     Aborted,
     Action,

@@ -13,9 +13,10 @@ from typing import TypeVar
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, ConfigError, Reason, RoundAborted, RunStopped
 from lightsecagg.managers.checkpoint import RunFolder
+from lightsecagg.managers.inbox import Client
 from lightsecagg.managers.rounds import RoundRunner
 from lightsecagg.managers.scheme import entries_of, load_roster, make_scheme, plan
-from lightsecagg.managers.session import Client, Session
+from lightsecagg.managers.session import Session
 from lightsecagg.managers.workload import Workload
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol.collecting import RoundResult

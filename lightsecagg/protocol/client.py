@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightsecagg.codec import MaskCodec
-from lightsecagg.errors import LocalProtocolError, ParameterError, Reason, RemoteProtocolError, UpdateError
+from lightsecagg.errors import LocalProtocolError, Reason, RemoteProtocolError, UpdateError
 from lightsecagg.field import Elements, PrimeField
-from lightsecagg.identity import SIGNATURE_BYTES, Identity, Roster, verify
+from lightsecagg.identity import Identity, Roster
 from lightsecagg.labels import ENDORSEMENT
 from lightsecagg.packing import pack
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import SERVER, Action, Left, Ready, RoundOver, Send, Stream, What
+from lightsecagg.protocol.checks import check_certificate, check_same, check_start, check_survivors
 from lightsecagg.protocol.dealing import Dealing
 from lightsecagg.protocol.holding import Holding
 from lightsecagg.protocol.model import ModelAssembly
@@ -23,12 +24,7 @@ from lightsecagg.protocol.terms import (
     Floors,
     Run,
     cohort_digest,
-    cohort_flaw,
-    differing_term,
-    is_signed,
     make_member,
-    outside_roster,
-    parameters_of,
     vector_length,
 )
 from lightsecagg.protocol.transitions import CLIENT_MOVES, FROM_SERVER, ClientStage, Verdict, judge, move
@@ -263,7 +259,11 @@ class ClientRound:
 
     def _start(self, start: m.RoundStart) -> list[Action]:
         self.round_number = start.round
-        parameters = self._check_start(start)
+        if start.round <= self._after_round:
+            raise RemoteProtocolError(
+                Reason.STALE_ROUND, f"round {start.round} is not above {self._after_round}"
+            )
+        parameters = check_start(start, self._terms, self._floors, self.member, self._run, self._roster)
         digest = cohort_digest(self._run, start)
         number = start.cohort.index(self.member) + 1
         keys = self._agree(start, digest, number)
@@ -289,37 +289,6 @@ class ClientRound:
         self._end()
         return [RoundOver("superseded")]
 
-    def _check_start(self, start: m.RoundStart) -> Parameters:
-        """Promises 3, 4 and 6: whatever protects this client is its own configuration's."""
-        if start.round <= self._after_round:
-            raise RemoteProtocolError(
-                Reason.STALE_ROUND, f"round {start.round} is not above {self._after_round}"
-            )
-        if (name := differing_term(self._terms, start.terms)) is not None:
-            raise RemoteProtocolError(Reason.TERMS_DIFFER, f"the server's {name} is not this client's")
-        try:
-            parameters = parameters_of(start)
-            MaskCodec(PrimeField(start.terms.order), parameters)
-        except ParameterError as error:
-            raise RemoteProtocolError(Reason.BAD_COHORT, str(error)) from None
-        floors = self._floors
-        if (
-            parameters.num_clients < floors.min_clients
-            or parameters.privacy_threshold < floors.min_privacy_threshold
-            or (floors.unique_survivor_set and not parameters.unique_survivor_set)
-            or start.model_length > floors.max_model_bytes
-        ):
-            raise RemoteProtocolError(Reason.BELOW_FLOOR, "the round is below this client's floors")
-        if (flaw := cohort_flaw(start.cohort)) is not None:
-            raise RemoteProtocolError(Reason.BAD_COHORT, flaw)
-        if self.member not in start.cohort:
-            raise RemoteProtocolError(Reason.NOT_MY_KEY, "the cohort lacks this client's unspent key")
-        if not all(is_signed(member, self._run) for member in start.cohort):
-            raise RemoteProtocolError(Reason.BAD_SIGNATURE, "a round key is not signed by its identity")
-        if self._roster is not None and outside_roster(start.cohort, self._roster):
-            raise RemoteProtocolError(Reason.UNKNOWN_IDENTITY, "someone in the cohort is not in the roster")
-        return parameters
-
     def _agree(self, start: m.RoundStart, digest: bytes, own: int) -> dict[int, PairKeys]:
         round_key, self._round_key = self._round_key, None
         assert round_key is not None
@@ -337,8 +306,19 @@ class ClientRound:
         held = m.bitmap(running.holding.held, running.parameters.num_clients)
         return [Send(SERVER, encode(m.SharesHeld(running.round, held)))]
 
+    def _check_survivors(self, running: _Running, bits: bytes) -> frozenset[int]:
+        if running.signed is not None:
+            return check_same(bits, running.parameters, running.signed)
+        return check_survivors(
+            bits,
+            running.parameters,
+            running.holding.held,
+            own=running.number,
+            uploaded=running.upload is not None and running.upload.is_whole,
+        )
+
     def _endorse(self, running: _Running, message: m.SurvivorSet) -> list[Action]:
-        survivors = _check_survivors(running, message.survivors)
+        survivors = self._check_survivors(running, message.survivors)
         if running.signed is not None:
             return []
         if running.upload is not None:
@@ -349,8 +329,8 @@ class ClientRound:
         return [Send(SERVER, encode(m.Endorse(running.round, signature)))]
 
     def _answer(self, running: _Running, certificate: m.Certificate) -> list[Action]:
-        survivors = _check_survivors(running, certificate.survivors)
-        _check_certificate(running, certificate)
+        survivors = self._check_survivors(running, certificate.survivors)
+        check_certificate(certificate, running.parameters, running.cohort, running.digest)
         if self._stage is ClientStage.ANSWERED:
             return []
         running.signed = survivors
@@ -375,45 +355,3 @@ class ClientRound:
                 self._unsent = self._running.upload.close()
         self._running = self._round_key = None
         self._stage = ClientStage.OVER
-
-
-def _check_survivors(running: _Running, bits: bytes) -> frozenset[int]:
-    """The one survivor set that this client may stand for: large enough, held, and never a second one."""
-    survivors = m.members(bits, running.parameters.num_clients)
-    if survivors is None:
-        raise RemoteProtocolError(Reason.BAD_SURVIVOR_SET, "the survivor set is no set of this cohort")
-    if running.signed is not None:
-        if survivors != running.signed:
-            raise RemoteProtocolError(Reason.SECOND_SURVIVOR_SET, "another survivor set than the signed one")
-        return survivors
-    uploaded = running.upload is not None and running.upload.is_whole
-    if (
-        len(survivors) < running.parameters.target_survivors
-        or not survivors <= running.holding.held
-        or (running.number in survivors and not uploaded)
-    ):
-        raise RemoteProtocolError(
-            Reason.BAD_SURVIVOR_SET, "the survivor set is too small, or names what this client cannot confirm"
-        )
-    return survivors
-
-
-def _check_certificate(running: _Running, certificate: m.Certificate) -> None:
-    endorsers = m.members(certificate.endorsers, running.parameters.num_clients)
-    size = SIGNATURE_BYTES
-    if (
-        endorsers is None
-        or len(endorsers) != running.parameters.target_survivors
-        or len(certificate.signatures) != size * len(endorsers)
-        or not all(
-            verify(
-                running.cohort[endorser - 1].identity,
-                certificate.signatures[place * size : (place + 1) * size],
-                ENDORSEMENT,
-                running.digest,
-                certificate.survivors,
-            )
-            for place, endorser in enumerate(sorted(endorsers))
-        )
-    ):
-        raise RemoteProtocolError(Reason.BAD_CERTIFICATE, "the certificate lacks U valid signatures")
