@@ -26,7 +26,7 @@ from lightsecagg.protocol.actions import (
     What,
 )
 from lightsecagg.protocol.collecting import RoundResult
-from lightsecagg.protocol.machine import ServerMachine
+from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.transitions import ServerStage
 from lightsecagg.settings import Settings
 from lightsecagg.tracking.events import ClientLost, PhaseStarted, Tracker, UploadDone

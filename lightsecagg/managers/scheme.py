@@ -17,10 +17,11 @@ from lightsecagg.field import PrimeField
 from lightsecagg.identity import Identity, Roster
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol.client import ClientRound
-from lightsecagg.protocol.machine import ServerMachine
+from lightsecagg.protocol.client_machine import ClientMachine
 from lightsecagg.protocol.messages import MAX_ENTRIES, Entry, Member
 from lightsecagg.protocol.plain import PlainClientRound, PlainServerRound, weighted
 from lightsecagg.protocol.server import ServerRound
+from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.terms import Floors, Run, make_terms
 from lightsecagg.quantize import FixedPoint
 from lightsecagg.settings import Settings
@@ -28,7 +29,7 @@ from lightsecagg.training.state import Layout, dimension
 
 _MOST_LAYOUT = 2**19  # bytes: a RoundStart holds the layout beside a cohort of 1024 within one message
 
-AnyClientRound = ClientRound | PlainClientRound
+AnyClientRound = ClientMachine[Any, Any]
 
 
 @dataclass(frozen=True)

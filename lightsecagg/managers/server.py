@@ -20,7 +20,7 @@ from lightsecagg.managers.session import Session
 from lightsecagg.managers.workload import Workload
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol.collecting import RoundResult
-from lightsecagg.protocol.machine import ServerMachine
+from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.terms import Run
 from lightsecagg.settings import Settings
 from lightsecagg.tracking import events

@@ -15,8 +15,9 @@ from lightsecagg.labels import ENDORSEMENT
 from lightsecagg.packing import pack
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
-from lightsecagg.protocol.actions import SERVER, Action, Left, Ready, RoundOver, Send, Stream, What
+from lightsecagg.protocol.actions import SERVER, Action, Ready, Send, Stream, What
 from lightsecagg.protocol.checks import check_certificate, check_same, check_start, check_survivors
+from lightsecagg.protocol.client_machine import ClientMachine, Running
 from lightsecagg.protocol.dealing import Dealing
 from lightsecagg.protocol.holding import Holding
 from lightsecagg.protocol.model import ModelAssembly
@@ -27,31 +28,26 @@ from lightsecagg.protocol.terms import (
     make_member,
     vector_length,
 )
-from lightsecagg.protocol.transitions import CLIENT_MOVES, FROM_SERVER, ClientStage, Verdict, judge, move
+from lightsecagg.protocol.transitions import CLIENT_MOVES, FROM_SERVER, ClientStage, move
 from lightsecagg.protocol.uploads import OutgoingUpload
-from lightsecagg.protocol.wire import encode, from_server, part_elements
+from lightsecagg.protocol.wire import encode, part_elements
 from lightsecagg.randomness import Entropy, system_entropy
 from lightsecagg.sealing import PairKeys, RoundKey
 
 
-@dataclass
-class _Running:
-    """What a client has of a round that has begun; dropping it is erasing the round."""
-
-    round: int
+@dataclass(kw_only=True)
+class _Running(Running):
     number: int
     parameters: Parameters
     cohort: tuple[m.Member, ...]
     digest: bytes
     dealing: Dealing
     holding: Holding
-    assembly: ModelAssembly
     is_dealt: bool = False
-    upload: OutgoingUpload | None = None
     signed: frozenset[int] | None = None
 
 
-class ClientRound:
+class ClientRound(ClientMachine[m.RoundStart, _Running]):
     """One client, one round, one mask, one update. Not thread-safe; the iterators it gives own their data and
     may be pulled in another thread.
 
@@ -70,6 +66,9 @@ class ClientRound:
         entropy: source of every secret.
     """
 
+    _rows = FROM_SERVER
+    _opening = m.RoundStart
+
     def __init__(
         self,
         identity: Identity,
@@ -83,6 +82,7 @@ class ClientRound:
         after_round: int = 0,
         entropy: Entropy = system_entropy,
     ) -> None:
+        super().__init__(after_round)
         self._identity = identity
         self._run = run
         self._terms = terms
@@ -90,41 +90,17 @@ class ClientRound:
         self._roster = roster
         self._entropy = entropy
         self._round_key: RoundKey | None = RoundKey(entropy)
-        self._stage = ClientStage.KEYED
-        self._after_round = after_round
         self._length = vector_length(terms)
-        self._running: _Running | None = None
-        self._unsent: Elements | None = None
         self.member = make_member(identity, run, rank, sequence, self._round_key.public)
         """The client's entry in a cohort: what it publishes ahead of the round."""
-        self.round_number: int | None = None
-        """The round's number, once it has begun."""
-        self.late_messages = 0
-        """Messages that came too late and were ignored."""
 
     def __repr__(self) -> str:
         return f"ClientRound(rank={self.member.rank}, round={self.round_number}, stage={self._stage.value})"
 
     @property
-    def stage(self) -> ClientStage:
-        """Where the round stands here."""
-        return self._stage
-
-    @property
     def parameters(self) -> Parameters | None:
         """N, U and T of the round, while it runs."""
         return None if self._running is None else self._running.parameters
-
-    @property
-    def model(self) -> bytes:
-        """The global model, once ``Ready(TRAINING)`` was given.
-
-        Raises:
-            LocalProtocolError: it is not whole yet.
-        """
-        if self._running is None or self._running.assembly.model is None:
-            raise LocalProtocolError("no model: it is there from Ready(TRAINING) to the end of the round")
-        return self._running.assembly.model
 
     @property
     def can_upload(self) -> bool:
@@ -135,17 +111,6 @@ class ClientRound:
         """What tells the server this client's key, ahead of the round."""
         member = self.member
         return Send(SERVER, encode(m.RoundKeyMessage(member.sequence, member.key, member.signature)))
-
-    def receive(self, message: bytes | memoryview) -> list[Action]:
-        """Take a message of the server; what it cannot have sent makes the client leave."""
-        try:
-            decoded = from_server(message)
-            if not self._concerns(decoded) or judge(FROM_SERVER, self._stage, decoded) is Verdict.LATE:
-                self.late_messages += 1
-                return []
-            return self._take(decoded)
-        except RemoteProtocolError as error:
-            return self.leave(error.reason, str(error))
 
     def shares(self) -> Iterator[Send]:
         """The client's shares for the others, computed as they are pulled; once, after ``Ready(SHARING)``.
@@ -194,38 +159,8 @@ class ClientRound:
         )
         return iter([Send(SERVER, encode(m.UpdateReady(number)))])
 
-    def reclaim(self) -> Elements | None:
-        """After the round: the update, if no part of it ever left, for use in another round; else None."""
-        unsent, self._unsent = self._unsent, None
-        return unsent
-
-    def leave(self, reason: Reason, detail: str = "") -> list[Action]:
-        """Leave the round, telling the server the reason, and erase what is held; ``detail`` stays here."""
-        if self._stage is ClientStage.OVER:
-            return []
-        actions: list[Action] = [Left(reason, detail)]
-        if self.round_number is not None:
-            actions.insert(0, Send(SERVER, encode(m.Leave(self.round_number, reason))))
-        self._end()
-        return actions
-
-    def _concerns(self, message: m.FromServer) -> bool:
-        """Whether a message is of this round; one of an older round is late, one of a later round illegal."""
-        number = m.round_of(message)
-        if self.round_number is None:
-            return isinstance(message, m.RoundStart) or number is None or number > self._after_round
-        return number is None or number >= self.round_number
-
-    def _take(self, message: m.FromServer) -> list[Action]:
-        running = self._running
-        if isinstance(message, m.RoundStart):
-            return self._start(message) if running is None else self._superseded(running, message)
-        if running is None or m.round_of(message) != running.round:
-            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a message of a round that did not begin")
+    def _take(self, running: _Running, message: m.FromServer) -> list[Action]:
         match message:
-            case m.ModelPart():
-                running.assembly.take(message.index, message.data)
-                return [Ready(What.TRAINING)] if running.assembly.complete() else []
             case m.SealedSeed() | m.EncodedMask() if message.mask.upload:
                 raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share of no mask of this round")
             case m.SealedSeed():
@@ -241,28 +176,14 @@ class ClientRound:
             case m.Candidates():
                 self._stage = move(CLIENT_MOVES, self._stage, ClientStage.CANDIDATES)
                 return []
-            case m.UploadGrant():
-                if running.upload is None:
-                    raise RemoteProtocolError(
-                        Reason.PROTOCOL_VIOLATION, "a grant before the update was ready"
-                    )
-                return [Stream(SERVER, running.upload.parts(message.grant))]
             case m.SurvivorSet():
                 return self._endorse(running, message)
             case m.Certificate():
                 return self._answer(running, message)
-            case m.RoundEnd():
-                self._end()
-                return [RoundOver(message.outcome)]
             case _:  # pragma: no cover - `judge` lets nothing else through
                 raise AssertionError(message)
 
     def _start(self, start: m.RoundStart) -> list[Action]:
-        self.round_number = start.round
-        if start.round <= self._after_round:
-            raise RemoteProtocolError(
-                Reason.STALE_ROUND, f"round {start.round} is not above {self._after_round}"
-            )
         parameters = check_start(start, self._terms, self._floors, self.member, self._run, self._roster)
         digest = cohort_digest(self._run, start)
         number = start.cohort.index(self.member) + 1
@@ -272,22 +193,18 @@ class ClientRound:
         dealing = Dealing(codec, name, self._length, keys, self._entropy)
         holding = Holding(codec, number, self._length, keys)
         holding.keep_own(dealing.own_seed)
-        assembly = ModelAssembly(start.model_length, start.model_hash)
-        self._running = _Running(
-            start.round, number, parameters, start.cohort, digest, dealing, holding, assembly
+        self._running = running = _Running(
+            round=start.round,
+            assembly=ModelAssembly(start.model_length, start.model_hash),
+            number=number,
+            parameters=parameters,
+            cohort=start.cohort,
+            digest=digest,
+            dealing=dealing,
+            holding=holding,
         )
         self._stage = move(CLIENT_MOVES, self._stage, ClientStage.SHARING)
-        actions: list[Action] = [Ready(What.SHARING)]
-        if assembly.complete():
-            actions.append(Ready(What.TRAINING))
-        return actions
-
-    def _superseded(self, running: _Running, start: m.RoundStart) -> list[Action]:
-        """A later round began without a word about the end of this one."""
-        if start.round <= running.round:
-            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a round that began twice")
-        self._end()
-        return [RoundOver("superseded")]
+        return [Ready(What.SHARING), *self._offer_training(running)]
 
     def _agree(self, start: m.RoundStart, digest: bytes, own: int) -> dict[int, PairKeys]:
         round_key, self._round_key = self._round_key, None
@@ -348,10 +265,7 @@ class ClientRound:
         ]
 
     def _end(self) -> None:
-        """Erase the round: the server may have kept every ciphertext."""
         if self._running is not None:
             self._running.holding.erase()
-            if self._running.upload is not None:
-                self._unsent = self._running.upload.close()
-        self._running = self._round_key = None
-        self._stage = ClientStage.OVER
+        self._round_key = None
+        super()._end()

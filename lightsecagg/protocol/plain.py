@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,29 +26,24 @@ from lightsecagg.protocol.actions import (
     SERVER,
     Action,
     ClientDropped,
-    Left,
-    Ready,
-    RoundOver,
     Send,
     StageReached,
-    Stream,
     What,
 )
+from lightsecagg.protocol.client_machine import ClientMachine, Running
 from lightsecagg.protocol.collecting import RoundResult
-from lightsecagg.protocol.machine import Presence, ServerMachine
 from lightsecagg.protocol.model import ModelAssembly, model_stream
+from lightsecagg.protocol.server_machine import Presence, ServerMachine
 from lightsecagg.protocol.transitions import (
     CLIENT_MOVES,
     FROM_PLAIN_CLIENT,
     FROM_PLAIN_SERVER,
     ClientStage,
     ServerStage,
-    Verdict,
-    judge,
     move,
 )
 from lightsecagg.protocol.uploads import OutgoingUpload, UploadDesk
-from lightsecagg.protocol.wire import PART_BYTES, encode, from_server
+from lightsecagg.protocol.wire import PART_BYTES, encode
 
 Floats = npt.NDArray[np.float32]
 
@@ -189,14 +183,7 @@ def _read_floats(data: memoryview, count: int) -> Floats:
     return vector.astype(np.float32, copy=False)
 
 
-@dataclass
-class _Running:
-    round: int
-    assembly: ModelAssembly
-    upload: OutgoingUpload | None = None
-
-
-class PlainClientRound:
+class PlainClientRound(ClientMachine[m.PlainStart, Running]):
     """One client, one plain round; used like ``ClientRound``, without shares. Not thread-safe.
 
     Args:
@@ -206,53 +193,23 @@ class PlainClientRound:
         max_model_bytes: longest model it takes.
     """
 
+    _rows = FROM_PLAIN_SERVER
+    _opening = m.PlainStart
+
     def __init__(
         self, dimension: int, *, sequence: int = 0, after_round: int = 0, max_model_bytes: int = 2**32
     ) -> None:
+        super().__init__(after_round)
         self._length = dimension + 1
         self._sequence = sequence
-        self._after_round = after_round
         self._max_model_bytes = max_model_bytes
-        self._stage = ClientStage.KEYED
-        self._running: _Running | None = None
-        self._unsent: Floats | None = None
-        self.round_number: int | None = None
-        self.late_messages = 0
-
-    @property
-    def stage(self) -> ClientStage:
-        """Where the round stands here."""
-        return self._stage
-
-    @property
-    def model(self) -> bytes:
-        """The global model, once ``Ready(TRAINING)`` was given."""
-        if self._running is None or self._running.assembly.model is None:
-            raise LocalProtocolError("no model: it is there from Ready(TRAINING) to the end of the round")
-        return self._running.assembly.model
 
     @property
     def can_upload(self) -> bool:
-        """Whether ``upload()`` may be called."""
         return self._running is not None and self._running.upload is None
 
     def round_key(self) -> Send:
-        """What tells the server that this client is free for a round."""
         return Send(SERVER, encode(m.PlainReady(self._sequence)))
-
-    def receive(self, message: bytes | memoryview) -> list[Action]:
-        """Take a message of the server; what it cannot have sent makes the client leave."""
-        try:
-            decoded = from_server(message)
-            number = m.round_of(decoded)
-            seen = self._after_round if self.round_number is None else self.round_number - 1
-            late = number is not None and number <= seen and not isinstance(decoded, m.PlainStart)
-            if late or judge(FROM_PLAIN_SERVER, self._stage, decoded) is Verdict.LATE:
-                self.late_messages += 1
-                return []
-            return self._take(decoded)
-        except RemoteProtocolError as error:
-            return self.leave(error.reason, str(error))
 
     def upload(self, update: Floats) -> Iterator[Send]:
         """Hand over the one update of this round, (d + 1,) float32 as ``weighted`` gives it."""
@@ -272,53 +229,13 @@ class PlainClientRound:
         )
         return iter([Send(SERVER, encode(m.UpdateReady(number)))])
 
-    def reclaim(self) -> Floats | None:
-        """After the round: the update, if no part of it ever left."""
-        unsent, self._unsent = self._unsent, None
-        return unsent
+    def _start(self, start: m.PlainStart) -> list[Action]:
+        if start.model_length > self._max_model_bytes:
+            raise RemoteProtocolError(Reason.BELOW_FLOOR, "a model longer than this client takes")
+        assembly = ModelAssembly(start.model_length, start.model_hash)
+        self._running = running = Running(round=start.round, assembly=assembly)
+        self._stage = move(CLIENT_MOVES, self._stage, ClientStage.CANDIDATES)
+        return self._offer_training(running)
 
-    def leave(self, reason: Reason, detail: str = "") -> list[Action]:
-        """Leave the round, telling the server the reason; ``detail`` stays here."""
-        if self._stage is ClientStage.OVER:
-            return []
-        actions: list[Action] = [Left(reason, detail)]
-        if self.round_number is not None:
-            actions.insert(0, Send(SERVER, encode(m.Leave(self.round_number, reason))))
-        self._end()
-        return actions
-
-    def _take(self, message: m.FromServer) -> list[Action]:
-        if isinstance(message, m.PlainStart):
-            self.round_number = message.round
-            if message.round <= self._after_round:
-                raise RemoteProtocolError(Reason.STALE_ROUND, "a round number that was seen before")
-            if message.model_length > self._max_model_bytes:
-                raise RemoteProtocolError(Reason.BELOW_FLOOR, "a model longer than this client takes")
-            self._stage = move(CLIENT_MOVES, self._stage, ClientStage.CANDIDATES)
-            assembly = ModelAssembly(message.model_length, message.model_hash)
-            self._running = _Running(message.round, assembly)
-            return [Ready(What.TRAINING)] if assembly.complete() else []
-        running = self._running
-        if running is None or m.round_of(message) != running.round:
-            raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a message of a round that did not begin")
-        match message:
-            case m.ModelPart():
-                running.assembly.take(message.index, message.data)
-                return [Ready(What.TRAINING)] if running.assembly.complete() else []
-            case m.UploadGrant():
-                if running.upload is None:
-                    raise RemoteProtocolError(
-                        Reason.PROTOCOL_VIOLATION, "a grant before the update was ready"
-                    )
-                return [Stream(SERVER, running.upload.parts(message.grant))]
-            case m.RoundEnd():
-                self._end()
-                return [RoundOver(message.outcome)]
-            case _:  # pragma: no cover - `judge` lets nothing else through
-                raise AssertionError(message)
-
-    def _end(self) -> None:
-        if self._running is not None and self._running.upload is not None:
-            self._unsent = self._running.upload.close()
-        self._running = None
-        self._stage = ClientStage.OVER
+    def _take(self, running: Running, message: m.FromServer) -> list[Action]:  # noqa: ARG002
+        raise AssertionError(message)  # pragma: no cover - `judge` lets nothing else through

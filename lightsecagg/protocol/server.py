@@ -25,8 +25,8 @@ from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import Action, ClientDropped, Ready, Send, StageReached, What
 from lightsecagg.protocol.collecting import Answers, RoundResult, ShareTally, unmask
 from lightsecagg.protocol.cover import settle
-from lightsecagg.protocol.machine import Presence, ServerMachine
 from lightsecagg.protocol.model import model_stream
+from lightsecagg.protocol.server_machine import Presence, ServerMachine
 from lightsecagg.protocol.terms import Run, cohort_digest, cohort_flaw, quantizer_of, vector_length
 from lightsecagg.protocol.transitions import FROM_CLIENT, ServerStage
 from lightsecagg.protocol.uploads import UploadDesk

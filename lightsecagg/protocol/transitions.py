@@ -155,7 +155,7 @@ FROM_SERVER: Rows = {
 
 
 FROM_PLAIN_SERVER: Rows = {
-    m.PlainStart: (frozenset({_C.KEYED}), _ENDED),
+    m.PlainStart: (frozenset({_C.KEYED, _C.CANDIDATES}), _ENDED),
     m.ModelPart: (frozenset({_C.CANDIDATES}), _ENDED),
     m.UploadGrant: (frozenset({_C.CANDIDATES}), _ENDED),
     m.RoundEnd: (frozenset({_C.CANDIDATES}), _ENDED),
