@@ -4,7 +4,7 @@ LightSecAgg (So et al., MLSys 2022, arXiv 2109.14236). ``secure_mean`` is the sh
 and ``ServerRound`` embed the protocol in a system that has its own network.
 """
 
-from lightsecagg.codec import MaskCodec
+from lightsecagg.codec import MaskCodec, derived_receivers, seeded_receivers
 from lightsecagg.errors import (
     AbortReason,
     CommError,
@@ -71,6 +71,8 @@ __all__ = [
     "UploadCompleted",
     "UploadGranted",
     "What",
+    "derived_receivers",
     "secure_mean",
+    "seeded_receivers",
     "vector_terms",
 ]

@@ -11,10 +11,12 @@ from functools import cached_property
 import numpy as np
 
 from lightsecagg.codec.lagrange import interpolation_matrix
+from lightsecagg.codec.seeded import SeededShares
 from lightsecagg.errors import ParameterError
 from lightsecagg.field import Elements, PrimeField
 from lightsecagg.kernels import ModularMatrix
 from lightsecagg.parameters import Parameters
+from lightsecagg.randomness import expand
 
 
 class MaskCodec:
@@ -89,6 +91,22 @@ class MaskCodec:
         data[:rows].reshape(-1)[: len(mask)] = mask
         data[rows:] = noise
         return self._encoder.product(data)
+
+    def seeded(self, owner: int, seeds: Mapping[int, bytes]) -> SeededShares:
+        """The seeded form: a mask that follows from seeds, and the shares of it that are not seeds.
+
+        Args:
+            owner: the client whose mask it is.
+            seeds: receiver number to 32 secret random bytes, for exactly ``seeded_receivers(owner, N, U)``.
+
+        Raises:
+            ParameterError: the owner or the seeds do not fit.
+        """
+        return SeededShares(self, owner, seeds)
+
+    def share_of(self, seed: bytes, dimension: int) -> Elements:
+        """The share, (m,) uint32, that a seeded receiver's 32-byte seed stands for."""
+        return expand(seed, self.field, 0, self.share_length(dimension))
 
     def decode(self, aggregate_shares: Mapping[int, Elements], dimension: int) -> Elements:
         """The sum of masks out of the same sum of their shares, from any U or more clients.

@@ -7,16 +7,18 @@ points are chosen freely (DESIGN §5). Only the N − U derived shares travel at
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lightsecagg.codec.lagrange import interpolation_matrix
-from lightsecagg.codec.mask_codec import MaskCodec
 from lightsecagg.errors import ParameterError
 from lightsecagg.field import Elements
 from lightsecagg.kernels import ModularMatrix
 from lightsecagg.randomness import expand
+
+if TYPE_CHECKING:
+    from lightsecagg.codec.mask_codec import MaskCodec
 
 
 def seeded_receivers(owner: int, num_clients: int, target_survivors: int) -> tuple[int, ...]:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from lightsecagg.codec import MaskCodec, SeededShares
-from lightsecagg.codec.seeded import seeded_receivers
+from lightsecagg.codec import MaskCodec, seeded_receivers
 from lightsecagg.errors import LocalProtocolError
 from lightsecagg.field import Elements
 from lightsecagg.labels import KIND_ELEMENTS, KIND_SEED
@@ -75,7 +74,7 @@ class Dealing:
         )
         yield SealedSeeds(self._name, memoryview(seeds))
         field = self._codec.field
-        shares = SeededShares(self._codec, self._name.client, self._seeds)
+        shares = self._codec.seeded(self._name.client, self._seeds)
         columns = self._codec.share_length(self._length)
         part = part_elements(field)
         last = part_count(columns, part) - 1

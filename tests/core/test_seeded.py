@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,22 @@ def test_seeded_shares_match_the_stored_vectors(vector: dict[str, Any]) -> None:
     mask, derived = SeededShares(codec, stored["owner"], seeds).whole(vector["dimension"])
     assert mask.tolist() == stored["mask"]
     assert {str(number): share.tolist() for number, share in derived.items()} == stored["derived"]
+
+
+def test_seeded_form_of_the_codec_decodes_like_the_papers_form() -> None:
+    """As an outside user goes about it: seeds out, shares summed by the receivers, any U of them decoded."""
+    field, parameters, d = PrimeField(2**31 - 1), Parameters(6, 4, 2), 11
+    codec = MaskCodec(field, parameters)
+    total = np.zeros(d, np.uint32)
+    sums = {number: np.zeros(codec.share_length(d), np.uint32) for number in range(1, 7)}
+    for owner in sums:
+        seeds = {j: bytes([owner, j]) * 16 for j in seeded_receivers(owner, 6, 4)}
+        mask, derived = codec.seeded(owner, seeds).whole(d)
+        total = field.add(total, mask)
+        assert set(derived) == set(derived_receivers(owner, 6, 4))
+        for number, summed in sums.items():
+            share = derived[number] if number in derived else codec.share_of(seeds[number], d)
+            sums[number] = field.add(summed, share)
+    for left_out in combinations(sums, 2):
+        answers = {number: share for number, share in sums.items() if number not in left_out}
+        assert np.array_equal(codec.decode(answers, d), total)
