@@ -30,7 +30,6 @@ from lightsecagg.protocol.actions import (
     StageReached,
     Stream,
     UploadCompleted,
-    UploadGranted,
     What,
 )
 from lightsecagg.protocol.client import ClientRound
@@ -69,7 +68,6 @@ __all__ = [
     "Stream",
     "UpdateError",
     "UploadCompleted",
-    "UploadGranted",
     "What",
     "derived_receivers",
     "secure_mean",

@@ -72,7 +72,6 @@ class AbortReason(StrEnum):
     TOO_FEW_ENDORSEMENTS = "too_few_endorsements"  # fewer than U clients signed the survivor set
     TOO_FEW_ANSWERS = "too_few_answers"  # fewer than U aggregate encoded masks came in
     SUM_OUT_OF_RANGE = "sum_out_of_range"  # a decoded coordinate or weight lies where no honest sum can
-    INCONSISTENT_ANSWERS = "inconsistent_answers"  # robust decoding met more wrong answers than it can locate
     STOPPED = "stopped"  # the caller ended the round
 
 
@@ -84,6 +83,7 @@ class Reason(StrEnum):
     LINK_LOST = "link_lost"  # its link did not come back within the reconnect window
     STALLED = "stalled"  # its relay buffer stayed full for stall_timeout
     AWAY = "away"  # its link was broken when a step closed; it may be back in the next round
+    UNCONFIRMED = "unconfirmed"  # some of its shares did not open; whose fault that is cannot be known
     LATE = "late"  # it was there, but not finished when a step closed
     # The client left of its own accord.
     BELOW_FLOOR = "below_floor"  # the cohort or the threshold is below the client's own floors

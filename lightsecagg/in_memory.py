@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
@@ -92,7 +93,7 @@ def _check(
     if weights is not None:
         if len(weights) != len(vectors):
             raise ParameterError(f"wanted {len(vectors)} weights, one a client, found {len(weights)}")
-        if any(weight < 0 or weight != int(weight) for weight in weights):
+        if not all(isinstance(weight, Integral) and weight >= 0 for weight in weights):
             raise ParameterError(f"weights must be integers ≥ 0, found {list(weights)}")
     for number, moment in lost.items():
         if not 1 <= number <= len(vectors) or moment not in get_args(Moment):
@@ -125,6 +126,7 @@ class _LossyNetwork(Network):
             return
         match moment, from_client(message) if receiver == SERVER else from_server(message):
             case "sharing", SealedSeeds():
+                # Where every receiver is seeded, the seeds are all there is: then none may get through.
                 if self.server.parameters.dropout_tolerance:
                     super().deliver(sender, receiver, message)
                 self.lose(client)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -22,6 +23,7 @@ from lightsecagg.tracking.events import Broadcast, Notice, Tracker
 from lightsecagg.tracking.jsonl import JsonLines
 from lightsecagg.tracking.terminal import Terminal
 
+EXIT_BUG = 1  # our own mistake: a traceback says where
 EXIT_CONFIG = 2  # wrong words on the command line, or a wrong configuration
 EXIT_REFUSED = 3  # the server turned this client away
 EXIT_STOPPED = 4  # the run ended early, with a reason
@@ -123,9 +125,11 @@ def find_identity(settings: Settings, run_id: str, rank: int) -> Identity:
     named = settings.secure_aggregation_args.identity
     path = default_identity(run_id, rank) if named is None else Path(named)
     if named is None and not path.exists():
-        identity = Identity.generate()
-        identity.save(path)
-        return identity
+        try:
+            Identity.generate().save(path)
+        except ConfigError:
+            if not path.exists():  # otherwise another process of this rank was first, with the same right
+                raise
     return Identity.load(path)
 
 
@@ -150,28 +154,43 @@ def serve(work: Callable[[], Coroutine[Any, Any, None]], tracker: Tracker) -> No
 
     Ctrl-C and SIGTERM stop it cleanly; a second one at once.
     """
-    code = 0
-    text: LightSecAggError | None = None
-    try:
-        asyncio.run(_interruptible(work))
-    except ConfigError as error:
-        code, text = EXIT_CONFIG, error
-    except RefusedError as error:
-        code, text = EXIT_REFUSED, error
-    except RunStopped as error:
-        code, text = EXIT_STOPPED, error
-    except CommError as error:
-        code, text = EXIT_NETWORK, error
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        code = EXIT_INTERRUPTED
-    finally:
-        tracker.close()
-    if text is not None:
-        click.echo(f"lightsecagg: {text}", err=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = _run(work, tracker)
+    with contextlib.suppress(OSError):  # whoever read us may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     # A user's training that asks nobody whether to stop must not keep the process for as long as it likes.
     os._exit(code)
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, None]], tracker: Tracker) -> int:
+    try:
+        try:
+            asyncio.run(_interruptible(work, tracker))
+        finally:
+            tracker.close()
+    except (ConfigError, RunStopped, CommError) as error:
+        with contextlib.suppress(OSError):
+            click.echo(f"lightsecagg: {error}", err=True)
+        return _code_of(error)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BaseException:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        return EXIT_BUG
+    return 0
+
+
+def _code_of(error: LightSecAggError) -> int:
+    match error:
+        case ConfigError():
+            return EXIT_CONFIG
+        case RefusedError():
+            return EXIT_REFUSED
+        case RunStopped():
+            return EXIT_STOPPED
+        case _:
+            return EXIT_NETWORK
 
 
 def fail(error: LightSecAggError, code: int) -> NoReturn:
@@ -180,15 +199,20 @@ def fail(error: LightSecAggError, code: int) -> NoReturn:
     sys.exit(code)
 
 
-async def _interruptible(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _interruptible(work: Callable[[], Coroutine[Any, Any, None]], tracker: Tracker) -> None:
     task = asyncio.create_task(work())
     loop = asyncio.get_running_loop()
+    stopped = False
 
     def stop() -> None:
-        if task.cancelling():
+        nonlocal stopped
+        if stopped:
+            tracker.close()  # the live terminal gives the cursor back
             os._exit(EXIT_INTERRUPTED)
-        click.echo("stopping; once more to leave at once", err=True)
+        stopped = True
         task.cancel()
+        with contextlib.suppress(OSError):
+            click.echo("stopping; once more to leave at once", err=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

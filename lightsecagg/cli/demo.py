@@ -16,8 +16,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from lightsecagg.cli.common import EXIT_CONFIG, EXIT_STOPPED, fail, read_settings
-from lightsecagg.errors import ConfigError
+from lightsecagg.cli.common import EXIT_CONFIG, EXIT_STOPPED, fail, read_settings, starting
+from lightsecagg.errors import ConfigError, RunStopped
 from lightsecagg.tracking import jsonl
 from lightsecagg.tracking.summary import Summary
 
@@ -34,10 +34,8 @@ _PLACES = ("model", "log")  # long paths: each run's own summary has shown them
 def demo(config: Path, runs: Path, overrides: tuple[str, ...]) -> None:
     """A server and its clients as separate processes; one is killed in the middle of a round."""
     console = Console()
-    try:
+    with starting():
         settings, _ = read_settings(config, overrides)
-    except ConfigError as error:
-        fail(error, EXIT_CONFIG)
     if settings.device_args.worker_num < _KILLED_RANK or settings.train_args.comm_round < _KILLED_ROUND:
         fail(
             ConfigError(f"the demo wants worker_num ≥ {_KILLED_RANK} and comm_round ≥ {_KILLED_ROUND}"),
@@ -60,12 +58,12 @@ def demo(config: Path, runs: Path, overrides: tuple[str, ...]) -> None:
         chosen = [*overrides, *extra, f"comm_args.grpc.port={_free_port()}"]
         code = _one_run(config, runs, run_id, chosen, settings.device_args.worker_num, event)
         if code:
-            fail(ConfigError(f"the server of run {run_id} ended with exit code {code}"), EXIT_STOPPED)
+            fail(RunStopped(f"the server of run {run_id} ended with exit code {code}"), EXIT_STOPPED)
         summaries[title] = _summarize(runs / run_id / "server.jsonl")
     console.print(_comparison(summaries))
     accuracies = [summary.final_accuracy for summary in summaries.values()]
     if None in accuracies or abs((accuracies[0] or 0) - (accuracies[1] or 0)) > _TOLERANCE:
-        fail(ConfigError("the two accuracies differ by more than one point"), EXIT_STOPPED)
+        fail(RunStopped("the two accuracies differ by more than one point"), EXIT_STOPPED)
     console.print("The two accuracies agree within one point.")
 
 

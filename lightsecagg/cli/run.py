@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import click
 
 from lightsecagg.cli.common import find_identity, make_tracker, read_settings, run_options, serve, starting
+from lightsecagg.errors import ConfigError, LightSecAggError
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
 from lightsecagg.managers.server import Server
 from lightsecagg.tracking.events import Notice
 from lightsecagg.tracking.jsonl import JsonLines
+
+log = logging.getLogger(__name__)
 
 _LAST_WORDS = 5.0  # seconds that clients may take to end after the server
 
@@ -23,6 +27,10 @@ def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> No
     """Run the server and all worker_num clients of RUN_ID in this process, without a network."""
     with starting():
         settings, notices = read_settings(config, [*overrides, "comm_args.backend=LOCAL"])
+        if settings.secure_aggregation_args.identity is not None:
+            raise ConfigError(
+                "secure_aggregation_args.identity: the clients of one process need one each; leave it out"
+            )
         folder = RunFolder(runs, run_id, settings)
         folder.check_unused()
         tracker = make_tracker(settings, folder, "server", notices)
@@ -40,6 +48,8 @@ def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> No
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, LightSecAggError):
+                log.error("%s failed", task.get_name(), exc_info=error)
             tracker.emit(Notice(text=f"{task.get_name()} ended: {error}", level="warning"))
 
     async def everybody() -> None:

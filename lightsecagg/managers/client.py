@@ -12,10 +12,10 @@ import pydantic
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, Reason, RemoteProtocolError, RunStopped
 from lightsecagg.identity import Identity
+from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.participation import Context, ForgottenError, Observer, Participation, RefusedError
 from lightsecagg.managers.scheme import entries_of, make_scheme
-from lightsecagg.managers.server import GIVEN, carrier_settings, link_settings
 from lightsecagg.managers.workload import Workload
 from lightsecagg.protocol.joining import ClientJoining, Joined, JoiningRefusedError
 from lightsecagg.protocol.terms import Run
@@ -169,6 +169,8 @@ class Client:
                         self._tracker.emit(events.ClientJoined(rank=self._context.rank))
                         return answer.run
                     await transport.send(answer)
+                case comm.Gone(_, "unknown_session"):
+                    raise ForgottenError
                 case comm.Gone(_, code):
                     raise RunStopped(f"the server ended the session while this client joined: {code}")
                 case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -35,11 +36,15 @@ class Client:
     outbox: Outbox
     sender: asyncio.Task[None] | None = None
     status: Status = Status.UP
-    away_since: float = 0.0
+    changed_at: float = 0.0
+    """When its link last broke or resumed, on the monotonic clock."""
     sequence: int = -1
     free: Free | None = None
     """Set while it may be drawn into a round: it published a key that no round has used."""
     knows_end: bool = False
+    gone_because: Reason = Reason.LINK_LOST
+    loss_is_told: bool = False
+    """Whether people have heard that it is gone."""
 
 
 @dataclass(frozen=True)
@@ -63,38 +68,51 @@ RoundEvent = FromClient | StatusChanged
 
 
 class Inbox:
-    """What one round is told: events of its cohort only, a bounded number at a time.
+    """What one round is told: events of its cohort only, and a bounded number of messages at a time.
 
     A process that takes a rank over is another client: nothing of it reaches a round that it is not in.
     """
 
     def __init__(self, cohort: Sequence[Client]) -> None:
-        self.cohort = cohort
-        self._peers = {client.peer for client in cohort}
-        self._events: asyncio.Queue[RoundEvent] = asyncio.Queue(_QUEUE)
+        self._cohort = frozenset(cohort)
+        self._events: deque[RoundEvent] = deque()
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
         self._is_closed = False
 
     def concerns(self, client: Client) -> bool:
         """Whether the client is in the round."""
-        return client.peer in self._peers and not self._is_closed
+        return client in self._cohort and not self._is_closed
 
-    async def put(self, event: RoundEvent) -> None:
-        """Tell the round, waiting while it has much to do; what does not concern it is passed over."""
-        if self.concerns(event.client):
-            await self._events.put(event)
+    def tell(self, change: StatusChanged) -> None:
+        """Tell the round of a change of status, at once."""
+        if self.concerns(change.client):
+            self._events.append(change)
+            self._filled.set()
 
-    async def get(self) -> RoundEvent:
-        """The next event."""
-        return await self._events.get()
+    async def put(self, message: FromClient) -> None:
+        """Hand the round a message, waiting while it has much to do; a late one is dropped."""
+        while len(self._events) >= _QUEUE and not self._is_closed:
+            self._room.clear()
+            await self._room.wait()
+        if self.concerns(message.client):
+            self._events.append(message)
+            self._filled.set()
 
-    def rest(self) -> list[RoundEvent]:
-        """All that is here, without waiting."""
-        found = []
-        while not self._events.empty():
-            found.append(self._events.get_nowait())
+    async def wait(self) -> None:
+        """Wait until there is something."""
+        while not self._events:
+            self._filled.clear()
+            await self._filled.wait()
+
+    def take(self) -> list[RoundEvent]:
+        """All that is here."""
+        found = list(self._events)
+        self._events.clear()
+        self._room.set()
         return found
 
     def close(self) -> None:
-        """The round is over: late events are dropped, and whoever waits to put one goes on."""
+        """The round is over: whoever waits to put a message goes on, and it is dropped."""
         self._is_closed = True
-        self.rest()
+        self.take()

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy.typing as npt
 
 from lightsecagg.comm import base as comm
-from lightsecagg.errors import LocalProtocolError, NotFiniteError, Reason, RunStopped
+from lightsecagg.errors import CommError, LocalProtocolError, NotFiniteError, Reason, RunStopped
 from lightsecagg.identity import Identity
 from lightsecagg.managers.outbox import Outbox
 from lightsecagg.managers.scheme import AnyClientRound, Scheme
@@ -146,14 +146,18 @@ class Participation:
             if self._failure.done():
                 self._failure.result()
             if not receiver.done():
-                # Sending met the end of the session first; what lies unread says why it ended.
-                await asyncio.wait({receiver}, timeout=_LAST_WORDS)
+                if isinstance(sender.exception(), CommError):
+                    # Sending met the end of the session first; what lies unread says why it ended.
+                    await asyncio.wait({receiver}, timeout=_LAST_WORDS)
                 if not receiver.done():
                     sender.result()
             await receiver
         except asyncio.CancelledError:
-            if not self._is_over and not sender.done():
-                await self._leave(self._round, Reason.STOPPED_BY_USER)
+            machine = self._round.machine
+            if not self._is_over and not sender.done() and machine.round_number is not None:
+                for action in await self._call(lambda: machine.leave(Reason.STOPPED_BY_USER)):
+                    if isinstance(action, Send):
+                        self._outbox.put(action.message)
                 await self._flush()
             raise
         finally:
@@ -210,7 +214,7 @@ class Participation:
         actions = round_.machine.receive(data)
         # At once, and not when the round ends: a session may be lost in between, and a number is used once.
         context = self._context
-        context.highest_round = max(context.highest_round, round_.machine.round_number or 0)
+        context.highest_round = max(context.highest_round, round_.machine.highest_round)
         return actions
 
     async def _call(self, work: Callable[[], _T]) -> _T:

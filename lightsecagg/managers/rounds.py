@@ -36,7 +36,15 @@ _T = TypeVar("_T")
 _OWN_TERMS = frozenset({Reason.BELOW_FLOOR, Reason.TERMS_DIFFER})
 """Reasons for which a client would leave every round of this run: it is not asked again."""
 
-_HOSTILE = frozenset({Reason.PROTOCOL_VIOLATION, Reason.MALFORMED, Reason.BAD_LENGTH, Reason.BAD_ELEMENT})
+_HOSTILE = frozenset(
+    {
+        Reason.PROTOCOL_VIOLATION,
+        Reason.MALFORMED,
+        Reason.BAD_LENGTH,
+        Reason.BAD_ELEMENT,
+        Reason.BAD_SIGNATURE,
+    }
+)
 """Reasons that no honest client gives cause for: its sender is turned away."""
 
 
@@ -81,7 +89,7 @@ class RoundRunner:
         self._close_at = float("inf")
         self._slots: dict[int, tuple[int, int, float]] = {}
         self._uploaded = 0
-        self._lost: set[int] = set()
+        self._lost: set[Client] = set()
         self._is_over = False
         self._clock = time.monotonic()
         self._phase = ""
@@ -110,11 +118,13 @@ class RoundRunner:
             await self._carry_out(await self._call(lambda: self._machine.abort(AbortReason.STOPPED)))
             raise
         finally:
-            self._enter("")
             self._session.inbox = None
             self._inbox.close()
             for client in self._cohort:
                 client.outbox.drop_streams()
+                if client.status is Status.GONE:  # as the round ended, perhaps
+                    self._tell_lost(client, client.gone_because)
+            self._enter("")
         return self._machine.finish()
 
     def _absences(self) -> list[RoundEvent]:
@@ -124,14 +134,10 @@ class RoundRunner:
         ]
 
     async def _next_events(self) -> list[RoundEvent]:
-        events: list[RoundEvent] = []
-        wait = max(0.0, self._next_wakeup() - time.monotonic())
-        try:
-            async with asyncio.timeout(wait):
-                events.append(await self._inbox.get())
-        except TimeoutError:
-            pass
-        return events + self._inbox.rest()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self._next_wakeup() - time.monotonic())):
+                await self._inbox.wait()
+        return self._inbox.take()
 
     def _feed(self, events: Sequence[RoundEvent]) -> list[Action]:
         actions: list[Action] = []
@@ -144,7 +150,7 @@ class RoundRunner:
             elif event.status is Status.UP:
                 actions += self._machine.back(number)
             else:
-                actions += self._machine.lose(number, event.reason)
+                actions += self._machine.lose(number, event.client.gone_because)
         return actions
 
     def _next_wakeup(self) -> float:
@@ -174,9 +180,6 @@ class RoundRunner:
             self._stage_ends = float("inf")
             actions += self._machine.deadline()
         return actions
-
-    def _is_up(self, number: int) -> bool:
-        return self._cohort[number - 1].status is Status.UP
 
     async def _call(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -223,7 +226,7 @@ class RoundRunner:
 
     def _grace_ends(self) -> float:
         missing = [self._cohort[number - 1] for number in self._machine.missing]
-        return max((client.away_since + GRACE for client in missing), default=0.0)
+        return max((client.changed_at + GRACE for client in missing), default=0.0)
 
     def _reached(self, stage: ServerStage) -> None:
         if stage in (ServerStage.ENDORSING, ServerStage.COUNTING):
@@ -239,13 +242,21 @@ class RoundRunner:
     def _tell_who_is_left_out(self) -> None:
         """The survivor set is fixed: whoever is not in it is lost for this round."""
         for number, client in enumerate(self._cohort, start=1):
-            if number not in self._machine.survivors and client.rank not in self._lost:
-                self._tell_lost(client.rank, Reason.LATE if self._is_up(number) else Reason.AWAY)
+            if number in self._machine.survivors:
+                continue
+            if number in self._machine.unconfirmed:
+                self._tell_lost(client, Reason.UNCONFIRMED)
+            else:
+                self._tell_lost(client, Reason.LATE if client.status is Status.UP else Reason.AWAY)
 
-    def _tell_lost(self, rank: int, reason: Reason) -> None:
-        self._lost.add(rank)
-        number = self._machine.round_number
-        self._tracker.emit(ClientLost(rank=rank, reason=reason.value, round=number, phase=self._phase))
+    def _tell_lost(self, client: Client, reason: Reason) -> None:
+        """Tell people once a round, and once for good, that a client is lost."""
+        if client in self._lost or client.loss_is_told:
+            return
+        self._lost.add(client)
+        client.loss_is_told = client.status is Status.GONE
+        number, phase = self._machine.round_number, self._phase or None
+        self._tracker.emit(ClientLost(rank=client.rank, reason=reason.value, round=number, phase=phase))
 
     def _enter(self, phase: str) -> None:
         now = time.monotonic()
@@ -258,8 +269,7 @@ class RoundRunner:
             self._tracker.emit(PhaseStarted(round=self._machine.round_number, phase=phase))
 
     def _dropped(self, client: Client, reason: Reason, left: bool) -> None:
-        if client.rank not in self._lost:
-            self._tell_lost(client.rank, reason)
+        self._tell_lost(client, reason)
         # What a client says of its own leaving is about the server's messages, unless it is about itself.
         if reason in (_OWN_TERMS if left else _HOSTILE):
             self._session.expel(client, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -36,7 +37,6 @@ AnyClientRound = ClientMachine[Any, Any]
 class Free:
     """A client that may be drawn into a round: it said so, with its key in a secure run."""
 
-    rank: int
     member: Member | None
 
 
@@ -127,7 +127,7 @@ class Scheme(ABC):
     """What people should be told once about the choice."""
 
     def seen_by_all(self, given: str) -> Self:  # noqa: ARG002
-        """This scheme, for a run whose clients must all have been given these training settings.
+        """A scheme like this one, for a run whose clients were all given these training settings.
 
         Different ones could make a sum that shows one client, just as different models could.
         """
@@ -186,8 +186,9 @@ class SecureScheme(Scheme):
 
     def seen_by_all(self, given: str) -> Self:
         application = hashlib.sha256(given.encode()).digest()
-        self._terms = msgspec.structs.replace(self._terms, application=application)
-        return self
+        bound = copy.copy(self)
+        bound._terms = msgspec.structs.replace(self._terms, application=application)
+        return bound
 
     def agreed(self) -> dict[str, str]:
         return {"secure_aggregation_args.prime_number": str(self._field.order)}
@@ -266,13 +267,11 @@ class PlainScheme(Scheme):
         rank: int,  # noqa: ARG002
         run: Run,  # noqa: ARG002
         *,
-        sequence: int,
+        sequence: int,  # noqa: ARG002
         after_round: int,
         max_model_bytes: int,
     ) -> AnyClientRound:
-        return PlainClientRound(
-            self._dimension, sequence=sequence, after_round=after_round, max_model_bytes=max_model_bytes
-        )
+        return PlainClientRound(self._dimension, after_round=after_round, max_model_bytes=max_model_bytes)
 
     def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> npt.NDArray[Any]:
         return weighted(delta, num_samples, self._max_weight)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, ConfigError, Reason, RoundAborted, RunStopped
+from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.inbox import Client
 from lightsecagg.managers.rounds import RoundRunner
@@ -30,27 +31,6 @@ from lightsecagg.training.state import add_delta, dump
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-GIVEN = "train_args"
-"""The settings that the server sends at joining: how to train."""
-
-
-def link_settings(settings: Settings) -> comm.LinkSettings:
-    """The link's times and sizes out of ``comm_args``."""
-    given = settings.comm_args
-    return comm.LinkSettings(
-        heartbeat_interval=given.heartbeat_interval,
-        heartbeat_timeout=given.heartbeat_timeout,
-        reconnect_window=given.reconnect_window,
-        relay_buffer=given.relay_buffer,
-        connect_timeout=given.connect_timeout,
-    )
-
-
-def carrier_settings(settings: Settings, run_id: str) -> dict[str, object]:
-    """The carrier's own section of ``comm_args``."""
-    given = settings.comm_args
-    return {"name": run_id} if given.backend == "LOCAL" else given.grpc.model_dump()
 
 
 class Server:
@@ -170,10 +150,17 @@ class Server:
             if not rounds.done():
                 rounds.cancel()
                 await asyncio.gather(rounds, return_exceptions=True)
-            await self._session.finish(finished, self._settings.secure_aggregation_args.finish_timeout)
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
-            await self._session.close()
+            try:
+                if not pump.done():
+                    timeout = self._settings.secure_aggregation_args.finish_timeout
+                    await self._session.finish(finished, timeout)
+            except asyncio.CancelledError:
+                if finished != "completed":
+                    raise  # otherwise all is done, and Ctrl-C only ends the waiting for goodbyes
+            finally:
+                pump.cancel()
+                await asyncio.gather(pump, return_exceptions=True)
+                await self._session.close()
 
     async def _rounds(self) -> None:
         await self._gather_clients()

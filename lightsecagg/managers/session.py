@@ -80,13 +80,12 @@ class Session:
                 case comm.Payload():
                     await self._payload(event.peer, event.data)
                 case comm.Away():
-                    await self._set_status(event.peer, Status.AWAY)
+                    self._set_status(event.peer, Status.AWAY)
                 case comm.Back():
-                    await self._set_status(event.peer, Status.UP)
+                    self._set_status(event.peer, Status.UP)
                 case comm.Gone():
-                    await self._gone(event.peer, event.reason)
-            async with self.changed:
-                self.changed.notify_all()
+                    self._gone(event.peer, event.reason)
+            await self._notify()
 
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:  # noqa: ASYNC109
         """Wait until ``condition`` holds, looking after every event; False where ``timeout`` was first."""
@@ -117,7 +116,9 @@ class Session:
     def expel(self, client: Client, reason: Reason) -> None:
         """Turn a client away for the rest of the run."""
         self._refused[client.identity] = reason
-        self._part_with(client, reason)
+        for holder in self.here():
+            if holder.identity == client.identity:
+                self._part_with(holder, reason)
 
     def bytes_of(self, client: Client) -> int:
         """Bytes on the wire to and from a client; 0 once it is gone."""
@@ -134,13 +135,15 @@ class Session:
             client.outbox.put(message)
         await self.until(lambda: all(client.knows_end for client in self.up()), timeout)
         # Somebody whose link has just broken gets the moment that a round would give it.
-        absent = [client.away_since for client in self.here() if not client.knows_end]
+        absent = [client.changed_at for client in self.here() if not client.knows_end]
         patience = max(absent, default=0.0) + GRACE - time.monotonic()
         if patience > 0:
             await self.until(lambda: all(client.knows_end for client in self.here()), min(patience, timeout))
 
     async def close(self) -> None:
         """Stop sending."""
+        if self._tasks:  # last words are under way
+            await asyncio.wait(self._tasks, timeout=GRACE)
         tasks = [client.sender for client in self.clients.values() if client.sender is not None]
         for task in [*tasks, *self._tasks]:
             task.cancel()
@@ -174,7 +177,7 @@ class Session:
             case m.RoundKeyMessage() if self.secure:
                 self._take_key(client, message)
             case m.PlainReady() if not self.secure:
-                client.free = Free(rank, None)
+                client.free = Free(None)
             case m.FinishAcknowledged() if self.is_over:
                 client.knows_end = True
             case m.Hello() | m.RoundKeyMessage() | m.PlainReady() | m.FinishAcknowledged():
@@ -228,7 +231,7 @@ class Session:
             self.expel(client, Reason.BAD_SIGNATURE)
             return
         client.sequence = message.sequence
-        client.free = Free(client.rank, member)
+        client.free = Free(member)
 
     async def _deliver(self, peer: int, message: bytes | memoryview) -> None:
         async with asyncio.timeout(self.stall_timeout):
@@ -238,54 +241,56 @@ class Session:
         try:
             await client.outbox.run()
         except TimeoutError:
-            await self._lost(client, Reason.STALLED)
+            self._lost(client, Reason.STALLED)
             self._spawn(self.hub.close_peer(client.peer, Reason.STALLED.value))
         except CommError:
             pass  # the hub's own event says why
         except Exception:
             log.exception("sending to client %s failed", client.rank)
-            await self._lost(client, Reason.LINK_LOST)
+            self._lost(client, Reason.LINK_LOST)
 
-    async def _set_status(self, peer: int, status: Status) -> None:
+    def _set_status(self, peer: int, status: Status) -> None:
         rank = self._ranks.get(peer)
         if rank is None:
             return
         client = self.clients[rank]
         client.status = status
-        client.away_since = time.monotonic()
+        client.changed_at = time.monotonic()
         if self.inbox is not None:
-            await self.inbox.put(StatusChanged(client, status))
+            self.inbox.tell(StatusChanged(client, status))
 
-    async def _gone(self, peer: int, reason: str) -> None:
+    def _gone(self, peer: int, reason: str) -> None:
         if peer in self._joining:
             self._joining.pop(peer)[1].cancel()
         rank = self._ranks.get(peer)
         if rank is not None:
+            if (sender := self.clients[rank].sender) is not None:
+                sender.cancel()
             known = Reason(reason) if reason in set(Reason) else Reason.LINK_LOST
-            await self._lost(self.clients[rank], known)
+            self._lost(self.clients[rank], known)
 
-    async def _lost(self, client: Client, reason: Reason) -> None:
+    def _lost(self, client: Client, reason: Reason) -> None:
+        """The client is gone for good: the round hears of it, or people do."""
         self._ranks.pop(client.peer, None)
         if client.status is Status.GONE:
             return
-        client.status, client.free = Status.GONE, None
-        await self._tell_gone(client, reason)
-
-    async def _tell_gone(self, client: Client, reason: Reason) -> None:
+        client.status, client.free, client.gone_because = Status.GONE, None, reason
         if self.inbox is not None and self.inbox.concerns(client):
-            await self.inbox.put(StatusChanged(client, Status.GONE, reason))
+            self.inbox.tell(StatusChanged(client, Status.GONE))
         elif not self.is_over:
+            client.loss_is_told = True
             self.tracker.emit(ClientLost(rank=client.rank, reason=reason.value))
+        self._spawn(self._notify())
+
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
 
     def _part_with(self, client: Client, reason: Reason) -> None:
         """Tell a client why, and let its session end."""
         client.outbox.drop_streams()
         client.outbox.put(refusal(reason))
-        self._ranks.pop(client.peer, None)
-        was_here = client.status is not Status.GONE
-        client.status, client.free = Status.GONE, None
-        if was_here:
-            self._spawn(self._tell_gone(client, reason))
+        self._lost(client, reason)
         self._spawn(self._close_peer(client, reason))
 
     async def _close_peer(self, client: Client, reason: Reason) -> None:

@@ -77,7 +77,8 @@ def train_settings(settings: Settings, rank: int, round_number: int) -> TrainSet
 
 def _fair_threads(settings: Settings) -> int:
     """Cores over the clients on this host; a server on loopback means that all of them are here."""
-    cores = len(os.sched_getaffinity(0))
+    # Only Linux tells which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = settings.comm_args.backend == "LOCAL" or settings.comm_args.grpc.host in (
         "127.0.0.1",
         "localhost",

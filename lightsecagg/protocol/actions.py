@@ -70,14 +70,6 @@ class UploadCompleted:
 
 
 @dataclass(frozen=True)
-class UploadGranted:
-    """Server: the client holds an upload slot under this grant (for ``slot_timeout``)."""
-
-    number: int
-    grant: int
-
-
-@dataclass(frozen=True)
 class Finished:
     """Server: the round is over and its sum was decoded."""
 
@@ -114,7 +106,6 @@ Action = (
     | StageReached
     | ClientDropped
     | UploadCompleted
-    | UploadGranted
     | Finished
     | Aborted
     | Left

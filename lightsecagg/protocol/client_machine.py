@@ -13,7 +13,7 @@ from lightsecagg.errors import LocalProtocolError, Reason, RemoteProtocolError
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import SERVER, Action, Left, Ready, RoundOver, Send, Stream, What
 from lightsecagg.protocol.model import ModelAssembly
-from lightsecagg.protocol.transitions import ClientStage, Rows, Verdict, judge
+from lightsecagg.protocol.transitions import CLIENT_MOVES, ClientStage, Rows, Verdict, judge, move
 from lightsecagg.protocol.uploads import OutgoingUpload
 from lightsecagg.protocol.wire import encode, from_server
 
@@ -43,7 +43,8 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
     _opening: type[_Opening]
 
     def __init__(self, after_round: int) -> None:
-        self._after_round = after_round
+        self.highest_round = after_round
+        """The highest round number that this client has seen, in this round or before it."""
         self._stage = ClientStage.KEYED
         self._running: _Running | None = None
         self._unsent: npt.NDArray[Any] | None = None
@@ -124,7 +125,7 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
         """Whether a message is of this round; one of an older round is late, one of a later round illegal."""
         number = m.round_of(message)
         if self.round_number is None:
-            return isinstance(message, self._opening) or number is None or number > self._after_round
+            return isinstance(message, self._opening) or number is None or number > self.highest_round
         return number is None or number >= self.round_number
 
     def _dispatch(self, message: m.FromServer) -> list[Action]:
@@ -151,16 +152,18 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
 
     def _open(self, start: _Opening) -> list[Action]:
         self.round_number = start.round
-        if start.round <= self._after_round:
+        if start.round <= self.highest_round:
             raise RemoteProtocolError(
-                Reason.STALE_ROUND, f"round {start.round} is not above {self._after_round}"
+                Reason.STALE_ROUND, f"round {start.round} is not above {self.highest_round}"
             )
+        self.highest_round = start.round
         return self._start(start)
 
     def _superseded(self, running: _Running, start: _Opening) -> list[Action]:
         """A later round began without a word about the end of this one."""
         if start.round <= running.round:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a round that began twice")
+        self.highest_round = start.round
         self._end()
         return [RoundOver("superseded")]
 
@@ -172,4 +175,4 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
         if self._running is not None and self._running.upload is not None:
             self._unsent = self._running.upload.close()
         self._running = None
-        self._stage = ClientStage.OVER
+        self._stage = move(CLIENT_MOVES, self._stage, ClientStage.OVER)

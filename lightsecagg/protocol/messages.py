@@ -291,8 +291,6 @@ class PlainStart(Message, frozen=True, tag=60):
 class PlainReady(Message, frozen=True, tag=62):
     """Client: free for the next round of plain averaging."""
 
-    sequence: Count
-
 
 class PlainUpdate(Message, frozen=True, tag=61):
     """Client: one part of its weighted update, in the clear."""

@@ -188,7 +188,6 @@ class PlainClientRound(ClientMachine[m.PlainStart, Running]):
 
     Args:
         dimension: d, coordinates of an update.
-        sequence: number of this readiness, unique in the run.
         after_round: the highest round number seen so far.
         max_model_bytes: longest model it takes.
     """
@@ -196,12 +195,9 @@ class PlainClientRound(ClientMachine[m.PlainStart, Running]):
     _rows = FROM_PLAIN_SERVER
     _opening = m.PlainStart
 
-    def __init__(
-        self, dimension: int, *, sequence: int = 0, after_round: int = 0, max_model_bytes: int = 2**32
-    ) -> None:
+    def __init__(self, dimension: int, *, after_round: int = 0, max_model_bytes: int = 2**32) -> None:
         super().__init__(after_round)
         self._length = dimension + 1
-        self._sequence = sequence
         self._max_model_bytes = max_model_bytes
 
     @property
@@ -209,7 +205,7 @@ class PlainClientRound(ClientMachine[m.PlainStart, Running]):
         return self._running is not None and self._running.upload is None
 
     def round_key(self) -> Send:
-        return Send(SERVER, encode(m.PlainReady(self._sequence)))
+        return Send(SERVER, encode(m.PlainReady()))
 
     def upload(self, update: Floats) -> Iterator[Send]:
         """Hand over the one update of this round, (d + 1,) float32 as ``weighted`` gives it."""

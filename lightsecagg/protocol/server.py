@@ -101,6 +101,7 @@ class ServerRound(ServerMachine):
         self._tally = ShareTally(self._codec, round_number, length)
         self._reports: dict[int, frozenset[int]] = {}
         self._candidates: frozenset[int] = frozenset()
+        self._unconfirmed: frozenset[int] = frozenset()
         self._survivors: frozenset[int] = frozenset()
         self._signatures: dict[int, bytes] = {}
         self._answers = Answers(self._codec, length)
@@ -127,6 +128,10 @@ class ServerRound(ServerMachine):
                 return (self._holders() & alive) - self._answers.whole
             case _:
                 return frozenset()
+
+    @property
+    def unconfirmed(self) -> frozenset[int]:
+        return self._unconfirmed
 
     @property
     def can_freeze(self) -> bool:
@@ -338,7 +343,7 @@ class ServerRound(ServerMachine):
         candidates, answerers = candidates - cover.senders, answerers - cover.receivers
         if min(len(candidates), len(answerers)) < self.parameters.target_survivors:
             return self.abort(AbortReason.TOO_FEW_SHARED)
-        self._candidates = candidates
+        self._candidates, self._unconfirmed = candidates, cover.senders
         self._move(ServerStage.UPLOADING)
         message = encode(m.Candidates(self.round_number, self._bits(candidates)))
         actions: list[Action] = [StageReached(self._stage.value), *self._send_to(self._presence, message)]

@@ -89,6 +89,11 @@ class ServerMachine(ABC):
         """Whom the present stage still waits for, and who may still come."""
 
     @property
+    def unconfirmed(self) -> frozenset[int]:
+        """Who may not upload because some of its shares did not open."""
+        return frozenset()
+
+    @property
     @abstractmethod
     def can_freeze(self) -> bool:
         """Whether S may be fixed now."""
@@ -190,6 +195,7 @@ class ServerMachine(ABC):
         """Tell every client that is left how the round ended, once ``finish()`` returned or raised."""
         if not self._is_over():
             raise LocalProtocolError("end() comes after finish() or abort()")
+        self._desk.admit(())
         outcome = "done" if self._abort_reason is None else self._abort_reason.value
         actions = self._send_to(self._presence, encode(m.RoundEnd(self.round_number, outcome)))
         last = Finished() if self._abort_reason is None else Aborted(self._abort_reason)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from lightsecagg.errors import Reason, RemoteProtocolError
-from lightsecagg.protocol.actions import SERVER, Action, Send, UploadCompleted, UploadGranted
+from lightsecagg.protocol.actions import SERVER, Action, Send, UploadCompleted
 from lightsecagg.protocol.messages import Message, UploadGrant
 from lightsecagg.protocol.transitions import UPDATE_MOVES, UpdateState, move
 from lightsecagg.protocol.wire import encode, part_count, part_length
@@ -246,6 +246,5 @@ class UploadDesk:
             upload.grant = self._next_grant
             upload.granted.add(upload.grant)
             self._next_grant += 1
-            actions.append(UploadGranted(number, upload.grant))
             actions.append(Send(number, encode(UploadGrant(self._round, upload.grant))))
         return actions

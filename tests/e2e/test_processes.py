@@ -216,7 +216,7 @@ def test_strangers_are_refused_by_name_and_the_run_goes_on(tmp_path: Path) -> No
             ),
         }
         for text, client in refused.items():
-            assert client.exit_code() == 3
+            assert client.exit_code() == 3, client.output()
             assert text in client.output()
         outside = run.client(4)
         assert outside.exit_code() == 2
@@ -267,7 +267,9 @@ def test_forgotten_session_is_joined_anew_under_a_higher_round_number(tmp_path: 
         frozen.signal(signal.SIGCONT)
         assert server.exit_code() == 0, server.output()
         assert [client.exit_code() for client in others] == [0] * 3
-        assert frozen.exit_code() in (0, 4), frozen.output()
+        assert frozen.exit_code() == 0, frozen.output()
+        assert "joining anew" in frozen.output()
+        assert [event["survivors"] for event in run.events("RoundCompleted")][-1] == [1, 2, 3, 4]
         assert_model_is_the_exact_mean(run)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from itertools import chain, repeat
 from pathlib import Path
@@ -13,11 +14,17 @@ import pytest
 from lightsecagg.comm.base import make_transport
 from lightsecagg.errors import ConfigError, RunStopped
 from lightsecagg.identity import Identity, encode_key
+from lightsecagg.managers.carrier import GIVEN, link_settings
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
+from lightsecagg.managers.inbox import Client as SessionClient
+from lightsecagg.managers.inbox import FromClient, Inbox
+from lightsecagg.managers.outbox import Outbox
 from lightsecagg.managers.participation import RefusedError
 from lightsecagg.managers.scheme import plan
-from lightsecagg.managers.server import GIVEN, Server, link_settings
+from lightsecagg.managers.server import Server
+from lightsecagg.protocol.collecting import RoundResult
+from lightsecagg.protocol.server import ServerRound
 from lightsecagg.randomness import system_entropy
 from lightsecagg.sealing import RoundKey
 from lightsecagg.settings import Settings
@@ -109,10 +116,13 @@ async def test_training_of_an_aborted_round_is_stopped_and_its_update_not_sent(t
     settings = make_settings(3, upload_timeout=0.5, max_aborts=1)
     stage = Stage(tmp_path, settings)
     slow = with_trainer(settings, "tests.managers.blocking:BlockingTrainer")
-    clients = [stage.client(1, settings=slow), stage.client(2), stage.client(3)]
-    results = await play(stage.server(), clients)
+    seen: Counter[str] = Counter()
+    slow_client = stage.client(1, settings=slow, observer=lambda what: seen.update([what]))
+    results = await play(stage.server(), [slow_client, stage.client(2), stage.client(3)])
     assert isinstance(results[0], RunStopped)
     assert "too_few_updates" in str(results[0])
+    assert seen["send SharesHeld"] == 1
+    assert not seen["send UpdateReady"] + seen["send MaskedUpdate"]
     assert blocking.stopped.wait(PATIENCE)
     assert stage.folder.model.exists(), "the model of the last good round stands"
 
@@ -279,4 +289,46 @@ async def test_weights_above_the_largest_are_told_to_their_own_client_only(tmp_p
     assert await play(stage.server(), clients) == [None] * 4
     said = [event.text for event in clients[0]._tracker.of(events.Notice)]  # type: ignore[attr-defined]
     assert any("samples count as 10" in text for text in said)
+    assert any(f"{len(clients[0]._context.workload.local_data(0))} samples" in text for text in said)
     assert not any("samples" in event.text for event in stage.recorder.of(events.Notice))
+
+
+async def test_a_loss_while_the_round_ends_is_told_all_the_same(tmp_path: Path) -> None:
+    """Its last event may reach nobody: the round takes no more of them."""
+    stage = Stage(tmp_path, make_settings(4))
+    server = stage.server()
+    clients = {rank: asyncio.create_task(stage.client(rank).run()) for rank in range(1, 5)}
+    finish = ServerRound.finish
+
+    def lose_somebody_and_finish(machine: ServerRound) -> RoundResult:
+        if machine.round_number == 1:
+            loop.call_soon_threadsafe(clients[1].cancel)
+            assert gone.wait(PATIENCE)
+        return finish(machine)
+
+    loop, gone = asyncio.get_running_loop(), threading.Event()
+    lost = server._session._lost
+
+    def losing(client: Any, reason: Any) -> None:
+        lost(client, reason)
+        gone.set()
+
+    server._session._lost = losing  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServerRound, "finish", lose_somebody_and_finish)
+        async with asyncio.timeout(PATIENCE):
+            await server.run()
+            await asyncio.gather(*clients.values(), return_exceptions=True)
+    assert [event.rank for event in stage.recorder.of(events.ClientLost)] == [1]
+    assert [event.cohort for event in stage.recorder.of(events.RoundStarted)] == [(1, 2, 3, 4), (2, 3, 4)]
+
+
+async def test_a_round_that_is_over_holds_up_nobody_who_has_messages_for_it() -> None:
+    client = SessionClient(1, b"", 1, Outbox(lambda _: asyncio.sleep(0)))
+    inbox = Inbox([client])
+    putters = [asyncio.create_task(inbox.put(FromClient(client, b""))) for _ in range(500)]
+    await asyncio.sleep(0)
+    inbox.close()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*putters)
+    assert not inbox.take()

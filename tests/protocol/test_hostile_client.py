@@ -37,7 +37,7 @@ CLIENT_MESSAGES: dict[str, Callable[[Scene], m.Message]] = {
     "AggregateEncodedMask": lambda s: m.AggregateEncodedMask(1, 0, memoryview(bytes(15))),
     "Leave": lambda s: m.Leave(1, Reason.STOPPED_BY_USER),
     "FinishAcknowledged": lambda s: m.FinishAcknowledged(),
-    "PlainReady": lambda s: m.PlainReady(0),
+    "PlainReady": lambda s: m.PlainReady(),
     "PlainUpdate": lambda s: m.PlainUpdate(1, 1, 0, memoryview(bytes(4))),
 }
 

@@ -319,6 +319,9 @@ def test_the_same_opening_again_makes_the_client_leave_and_a_later_one_ends_its_
     assert scene.clients[2].receive(later) == [RoundOver("superseded")]
     assert scene.clients[2].stage is ClientStage.OVER
     assert scene.clients[2].receive(later) == []
+    assert scene.clients[2].highest_round == 2
+    successor = scene.new_client(2, after_round=scene.clients[2].highest_round)
+    assert reason_of(successor.receive(later)) is Reason.STALE_ROUND
     with pytest.raises(LocalProtocolError):
         scene.clients[1].shares()
 

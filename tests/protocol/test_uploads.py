@@ -13,11 +13,10 @@ from lightsecagg.protocol.actions import (
     SERVER,
     Send,
     Stream,
-    UploadGranted,
 )
 from lightsecagg.protocol.transitions import ServerStage
 from lightsecagg.protocol.uploads import OutgoingUpload
-from lightsecagg.protocol.wire import encode, from_client
+from lightsecagg.protocol.wire import encode, from_client, from_server
 from lightsecagg.simulation.schedule import short_parts
 from tests.protocol.scene import Scene, hold_back
 
@@ -82,8 +81,8 @@ def test_a_revoked_holder_queues_behind_the_others() -> None:
     assert scene.server.uploads_wait
     (holder,) = scene.server.slot_holders
     actions = scene.server.revoke(holder)
-    assert isinstance(actions[0], UploadGranted)
-    assert actions[0].number != holder
+    assert isinstance(from_server(actions[0].message), m.UploadGrant)
+    assert actions[0].to != holder
     assert scene.server.revoke(holder) == []
     scene.wire.perform(SERVER, actions)
     assert scene.finish().survivors == (1, 2, 3, 4, 5)
