@@ -2,7 +2,11 @@
 # bash run_server.sh RUN_ID [further words]: serve a run.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-run_id=${1:?usage: bash run_server.sh RUN_ID [--set section.key=value ...]}
+if [ -z "${1:-}" ]; then
+  echo "usage: bash run_server.sh RUN_ID [--set section.key=value ...]" >&2
+  exit 2
+fi
+run_id=$1
 python=$here/.venv/bin/python
 [ -x "$python" ] || python=python3
 exec "$python" "$here/main_server.py" --cf "$here/config/fedml_config.yaml" --runs "$here/runs" \

@@ -125,6 +125,13 @@ def find_identity(settings: Settings, run_id: str, rank: int) -> Identity:
     named = settings.secure_aggregation_args.identity
     path = default_identity(run_id, rank) if named is None else Path(named)
     if named is None and not path.exists():
+        if settings.secure_aggregation_args.roster is not None:
+            # A new identity could not be in the roster.
+            raise ConfigError(
+                f"no identity at {path}, and the run has a roster; make one with "
+                f"`lightsecagg keygen --run_id {run_id} --rank {rank}` and have its key added, "
+                "or name one in secure_aggregation_args.identity"
+            )
         try:
             Identity.generate().save(path)
         except ConfigError:
@@ -211,8 +218,7 @@ async def _interruptible(work: Callable[[], Coroutine[Any, Any, None]], tracker:
             os._exit(EXIT_INTERRUPTED)
         stopped = True
         task.cancel()
-        with contextlib.suppress(OSError):
-            click.echo("stopping; once more to leave at once", err=True)
+        tracker.emit(Notice(text="stopping; once more to leave at once"))
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -25,6 +26,9 @@ def keygen(out: Path | None, run_id: str | None, rank: int | None) -> None:
     try:
         identity.save(out)
     except ConfigError as error:
+        with contextlib.suppress(ConfigError):
+            known = encode_key(Identity.load(out).public)
+            fail(ConfigError(f"{error}; its public key is {known}"), EXIT_CONFIG)
         fail(error, EXIT_CONFIG)
     click.echo(f"{out}: an identity for its owner's eyes only; its public key is", err=True)
     click.echo(encode_key(identity.public))

@@ -48,6 +48,8 @@ def check(file: Path) -> None:
     """Read the roster FILE and say who is in it, or what is wrong."""
     try:
         found = Roster.load(file)
+        if not found.keys:
+            raise ConfigError(f"{file}: nobody is in it; `lightsecagg roster add` adds a client")
     except ConfigError as error:
         fail(error, EXIT_CONFIG)
     for rank, public in sorted(found.keys.items()):

@@ -9,16 +9,31 @@ from pathlib import Path
 import click
 
 from lightsecagg.cli.common import find_identity, make_tracker, read_settings, run_options, serve, starting
-from lightsecagg.errors import ConfigError, LightSecAggError
+from lightsecagg.errors import ConfigError, LightSecAggError, RunStopped
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
 from lightsecagg.managers.server import Server
-from lightsecagg.tracking.events import Notice
+from lightsecagg.tracking.events import Broadcast, Event, Notice, Tracker
 from lightsecagg.tracking.jsonl import JsonLines
 
 log = logging.getLogger(__name__)
 
 _LAST_WORDS = 5.0  # seconds that clients may take to end after the server
+
+
+class _Aside(Tracker):
+    """What a client warns of, on the server's terminal and under the client's name."""
+
+    def __init__(self, rank: int, tracker: Tracker) -> None:
+        self._rank = rank
+        self._tracker = tracker
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Notice) and event.level == "warning":
+            self._tracker.emit(Notice(text=f"client {self._rank}: {event.text}", level="warning"))
+
+    def close(self) -> None:
+        pass
 
 
 @click.command()
@@ -41,7 +56,7 @@ def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> No
                 folder,
                 rank,
                 find_identity(settings, run_id, rank),
-                JsonLines(folder.logs / f"client-{rank}.jsonl"),
+                Broadcast([JsonLines(folder.logs / f"client-{rank}.jsonl"), _Aside(rank, tracker)]),
             )
             for rank in range(1, settings.device_args.worker_num + 1)
         ]
@@ -50,7 +65,8 @@ def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> No
         if not task.cancelled() and (error := task.exception()) is not None:
             if not isinstance(error, LightSecAggError):
                 log.error("%s failed", task.get_name(), exc_info=error)
-            tracker.emit(Notice(text=f"{task.get_name()} ended: {error}", level="warning"))
+            if type(error) is not RunStopped:  # the server has said that itself
+                tracker.emit(Notice(text=f"{task.get_name()} ended: {error}", level="warning"))
 
     async def everybody() -> None:
         tasks = []

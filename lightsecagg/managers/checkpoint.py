@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -78,6 +79,11 @@ class RunFolder:
             self.check_unused()
         except OSError as error:
             raise _cannot_write(self._round, error) from None
+
+    def release(self) -> None:
+        """Give the run id back: no round was announced under it."""
+        with contextlib.suppress(OSError):
+            self._round.unlink()
 
     def store_round(self, number: int) -> None:
         """Write the number down for good, before anybody hears of the round: it is never used again.

@@ -15,7 +15,7 @@ from lightsecagg.identity import Identity
 from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.participation import Context, ForgottenError, Observer, Participation, RefusedError
-from lightsecagg.managers.scheme import entries_of, make_scheme
+from lightsecagg.managers.scheme import entries_of, make_scheme, plan
 from lightsecagg.managers.workload import Workload
 from lightsecagg.protocol.joining import ClientJoining, Joined, JoiningRefusedError
 from lightsecagg.protocol.terms import Run
@@ -52,6 +52,7 @@ class Client:
         self._settings = settings
         self._folder = folder
         self._tracker = tracker
+        self._planned = plan(settings, settings.cohort_size)
         workload = Workload.load(settings)
         machines, streams, training = (
             ThreadPoolExecutor(1, name) for name in ("machines", "streams", "training")
@@ -117,9 +118,9 @@ class Client:
             events.RunStarted(
                 run_id=self._folder.run_id,
                 role="client",
-                num_clients=settings.cohort_size,
-                target_survivors=settings.min_clients,
-                privacy_threshold=settings.min_privacy_threshold,
+                num_clients=self._planned.num_clients,
+                target_survivors=self._planned.target_survivors,
+                privacy_threshold=self._planned.privacy_threshold,
                 address=address,
                 secure=settings.secure,
                 model_path="",  # the server writes it

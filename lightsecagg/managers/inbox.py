@@ -45,6 +45,8 @@ class Client:
     gone_because: Reason = Reason.LINK_LOST
     loss_is_told: bool = False
     """Whether people have heard that it is gone."""
+    absence_is_told: bool = False
+    """Whether people have heard that it is away."""
 
 
 @dataclass(frozen=True)

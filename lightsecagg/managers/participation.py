@@ -60,6 +60,8 @@ class Trained(NamedTuple):
 
     update: npt.NDArray[Any]
     num_samples: int
+    clipped: int
+    dimension: int
 
     def __repr__(self) -> str:
         return "Trained(<secret>)"
@@ -84,7 +86,7 @@ class Context:
     highest_round: int = 0
     completed: int = 0
     seen_parameters: set[Parameters] = field(default_factory=set)
-    told_weight: bool = False
+    told: set[str] = field(default_factory=set)
     unsent: tuple[Source, npt.NDArray[Any]] | None = field(default=None, repr=False)
     """An update that never left, with what it was trained on."""
 
@@ -101,8 +103,13 @@ class Context:
         trainer.set_state(start)
         data = self.workload.local_data(self.workload.silo_of(self.rank, round_number))
         done = trainer.train(data, train_settings(self.settings, self.rank, round_number), stop.is_set)
-        update = self.scheme.update(delta(trainer.get_state(), start), done.num_samples)
-        return Trained(update, done.num_samples)
+        change = delta(trainer.get_state(), start)
+        return Trained(
+            self.scheme.update(change, done.num_samples),
+            done.num_samples,
+            self.scheme.clipped(change),
+            len(change),
+        )
 
 
 @dataclass
@@ -272,7 +279,7 @@ class Participation:
                 trained = await loop.run_in_executor(
                     context.training, context.train, number, model, round_.stop
                 )
-                self._tell_weight(trained.num_samples)
+                self._tell_limits(trained)
                 round_.update = trained.update
         except TrainingStopped:
             return
@@ -280,17 +287,39 @@ class Participation:
             self._say(f"this round's update cannot be sent: {error}", "warning")
             await self._leave(round_, Reason.NOT_FINITE)
             return
-        except Exception:  # a user's own code may raise anything; the round goes on without this client
-            log.exception("training failed in round %s", number)
+        except Exception as error:  # a user's own code may raise anything; the round goes on without us
+            self._tell_failure(number, error)
             await self._leave(round_, Reason.TRAINING_FAILED)
             return
         await self._try_upload(round_)
 
-    def _tell_weight(self, num_samples: int) -> None:
-        largest = self._context.settings.secure_aggregation_args.max_weight
-        if num_samples > largest and not self._context.told_weight:
-            self._context.told_weight = True
-            self._say(f"{num_samples} samples count as {largest} (secure_aggregation_args.max_weight)")
+    def _tell_failure(self, number: int, error: Exception) -> None:
+        """The traceback of each kind of failure once, then a line a round; both stay with this client."""
+        kind = f"failure {error!r}"
+        traceback = None if kind in self._context.told else error
+        self._context.told.add(kind)
+        log.error("client %s: training failed in round %s", self._context.rank, number, exc_info=traceback)
+
+    def _tell_limits(self, trained: Trained) -> None:
+        """What the quantizer takes away, once a run and here only."""
+        given = self._context.settings.secure_aggregation_args
+        if trained.num_samples > given.max_weight:
+            self._say_once(
+                "weight",
+                f"{trained.num_samples} samples count as {given.max_weight} "
+                "(secure_aggregation_args.max_weight)",
+            )
+        if trained.clipped:
+            self._say_once(
+                "clip",
+                f"{trained.clipped} of {trained.dimension} coordinates of the update were clipped to "
+                f"±{given.clip:g} (secure_aggregation_args.clip)",
+            )
+
+    def _say_once(self, what: str, text: str) -> None:
+        if what not in self._context.told:
+            self._context.told.add(what)
+            self._say(text, "warning")
 
     async def _leave(self, round_: _Round, reason: Reason) -> None:
         await self._carry_out(round_, await self._call(lambda: round_.machine.leave(reason)))

@@ -89,7 +89,7 @@ class RoundRunner:
         self._close_at = float("inf")
         self._slots: dict[int, tuple[int, int, float]] = {}
         self._uploaded = 0
-        self._lost: set[Client] = set()
+        self._lost: dict[Client, Reason] = {}
         self._is_over = False
         self._clock = time.monotonic()
         self._phase = ""
@@ -126,6 +126,11 @@ class RoundRunner:
                     self._tell_lost(client, client.gone_because)
             self._enter("")
         return self._machine.finish()
+
+    @property
+    def losses(self) -> str:
+        """Who was lost and why, for people; empty where nobody was."""
+        return ", ".join(f"client {client.rank} {reason.value}" for client, reason in self._lost.items())
 
     def _absences(self) -> list[RoundEvent]:
         """Whoever broke off between the draw and the start."""
@@ -253,8 +258,9 @@ class RoundRunner:
         """Tell people once a round, and once for good, that a client is lost."""
         if client in self._lost or client.loss_is_told:
             return
-        self._lost.add(client)
+        self._lost[client] = reason
         client.loss_is_told = client.status is Status.GONE
+        client.absence_is_told = client.status is Status.AWAY
         number, phase = self._machine.round_number, self._phase or None
         self._tracker.emit(ClientLost(rank=client.rank, reason=reason.value, round=number, phase=phase))
 

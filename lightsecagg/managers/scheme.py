@@ -120,6 +120,16 @@ def load_roster(settings: Settings) -> Roster | None:
     return None if path is None else Roster.load(path)
 
 
+def _check_roster(roster: Roster, settings: Settings) -> None:
+    missing = sorted(set(range(1, settings.device_args.worker_num + 1)) - roster.keys.keys())
+    if missing:
+        raise ConfigError(
+            f"secure_aggregation_args.roster: {settings.secure_aggregation_args.roster} lacks rank "
+            f"{', '.join(map(str, missing[:10]))}, and device_args.worker_num is "
+            f"{settings.device_args.worker_num}; add it (`lightsecagg roster add`) or lower worker_num"
+        )
+
+
 class Scheme(ABC):
     """How updates travel in a run; the same object makes both sides' machines."""
 
@@ -164,6 +174,10 @@ class Scheme(ABC):
             UpdateError: the delta is not finite.
         """
 
+    def clipped(self, delta: npt.NDArray[np.floating]) -> int:  # noqa: ARG002
+        """How many coordinates of the update will be clipped."""
+        return 0
+
 
 class SecureScheme(Scheme):
     """LightSecAgg."""
@@ -178,11 +192,16 @@ class SecureScheme(Scheme):
             self._quantizer, entries, num_clients=settings.cohort_size, field=self._field
         )
         self._roster = load_roster(settings)
-        if self._roster is None:
+        if self._roster is not None:
+            _check_roster(self._roster, settings)
+        elif settings.comm_args.backend != "LOCAL":
             self.notices.append(
                 "no roster: whoever connects may take part, and the server could pose as clients; "
                 "secure_aggregation_args.roster lists who may (`lightsecagg roster add`)"
             )
+
+    def clipped(self, delta: npt.NDArray[np.floating]) -> int:
+        return int(np.count_nonzero(np.abs(delta) > self._quantizer.clip))
 
     def seen_by_all(self, given: str) -> Self:
         application = hashlib.sha256(given.encode()).digest()

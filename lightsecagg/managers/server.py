@@ -14,7 +14,7 @@ from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, ConfigError, Reason, RoundAborted, RunStopped
 from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings
 from lightsecagg.managers.checkpoint import RunFolder
-from lightsecagg.managers.inbox import Client
+from lightsecagg.managers.inbox import Client, Status
 from lightsecagg.managers.rounds import RoundRunner
 from lightsecagg.managers.scheme import entries_of, load_roster, make_scheme, plan
 from lightsecagg.managers.session import Session
@@ -57,6 +57,8 @@ class Server:
         self._machines = ThreadPoolExecutor(1, "machines")
         self._training = ThreadPoolExecutor(1, "training")
         self._round = 0
+        self._told: set[str] = set()
+        self._losses = ""
         self._completed = 0
         self._aborted = 0
         self._accuracy: float | None = None
@@ -97,6 +99,8 @@ class Server:
                 await self._serve()
             finally:
                 await self._hub.close()
+                if not self._round:
+                    self._folder.release()
             outcome = "completed"
         except asyncio.CancelledError:
             outcome, reason = "stopped", Reason.STOPPED_BY_USER.value
@@ -132,9 +136,18 @@ class Server:
                 log_path=str(self._folder.logs),
             )
         )
-        warnings = self._planned.warnings() if self._settings.secure else []
-        for text in [*self._scheme.notices, *warnings]:
+        for text in self._scheme.notices:
             self._tracker.emit(events.Notice(text=text, level="warning"))
+        self._warn(self._planned)
+
+    def _warn(self, parameters: Parameters) -> None:
+        """Say once what a choice of numbers does not give, also a new one because clients were lost."""
+        if not self._settings.secure:
+            return
+        for text in parameters.warnings():
+            if text not in self._told:
+                self._told.add(text)
+                self._tracker.emit(events.Notice(text=text, level="warning"))
 
     async def _serve(self) -> None:
         pump = asyncio.create_task(self._session.pump())
@@ -178,6 +191,7 @@ class Server:
                     raise RunStopped(
                         f"{aborts_in_a_row} rounds in a row were aborted, "
                         f"the last one with {error.reason.value}"
+                        f"{' (' + self._losses + ')' if self._losses else ''}"
                     ) from None
 
     async def _gather_clients(self) -> None:
@@ -204,6 +218,10 @@ class Server:
             return all(client.free for client in session.up()) and self._shortage(size) is None
 
         await session.until(settled, self._settings.secure_aggregation_args.key_timeout)
+        for client in session.here():
+            if client.status is Status.AWAY and not client.absence_is_told:
+                client.absence_is_told = True
+                self._tracker.emit(events.ClientLost(rank=client.rank, reason=Reason.AWAY.value))
         free = session.free()
         size = min(self._settings.cohort_size, len(free))
         if (shortage := self._shortage(size)) is not None:
@@ -247,6 +265,7 @@ class Server:
             return self._scheme.server_round(self._session.run, self._round, parameters, free, model)
 
         machine = await self._in_machine_thread(prepare)
+        self._warn(parameters)
         self._tracker.emit(
             events.RoundStarted(
                 round=self._round,
@@ -257,7 +276,10 @@ class Server:
             )
         )
         runner = RoundRunner(machine, self._session, cohort, self._settings, self._tracker, self._machines)
-        result = await runner.run()
+        try:
+            result = await runner.run()
+        finally:
+            self._losses = runner.losses
         await self._in_machine_thread(lambda: self._take_over(result))
         self._completed += 1
         self._tracker.emit(

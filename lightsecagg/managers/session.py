@@ -206,7 +206,10 @@ class Session:
         holder = self.clients.get(rank)
         if holder is not None and holder.status is not Status.GONE:
             if holder.status is Status.UP:
-                raise JoiningRefusedError(Reason.RANK_TAKEN, f"rank {rank} is taken by a client that is up")
+                raise JoiningRefusedError(
+                    Reason.RANK_TAKEN,
+                    f"rank {rank} is taken by a client that is up: stop that one, or take another rank",
+                )
             if holder.identity != identity:
                 raise JoiningRefusedError(Reason.RANK_TAKEN, f"rank {rank} waits for its own identity")
             self._part_with(holder, Reason.REPLACED)
@@ -256,6 +259,7 @@ class Session:
         client = self.clients[rank]
         client.status = status
         client.changed_at = time.monotonic()
+        client.absence_is_told = False
         if self.inbox is not None:
             self.inbox.tell(StatusChanged(client, status))
 

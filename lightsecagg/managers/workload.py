@@ -39,7 +39,9 @@ class Workload:
             settings.model_args.trainer, settings.model_args.model, dataset, seed, args=_flat(settings)
         )
         set_threads(settings.device_args.threads or _fair_threads(settings))
-        return cls(settings, dataset, trainer, layout_of(trainer.get_state()))
+        workload = cls(settings, dataset, trainer, layout_of(trainer.get_state()))
+        assert len(workload._silos) == settings.num_silos  # a split that cannot be made is told now
+        return workload
 
     @cached_property
     def _silos(self) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -96,10 +96,14 @@ class ServerJoining:
             raise JoiningRefusedError(Reason.PROTOCOL_VIOLATION, "wanted a Hello first")
         if hello.version != PROTOCOL_VERSION:
             raise JoiningRefusedError(
-                Reason.WRONG_VERSION, f"protocol version {PROTOCOL_VERSION} here, {hello.version} there"
+                Reason.WRONG_VERSION,
+                f"protocol version {PROTOCOL_VERSION} at the server, {hello.version} at the client",
             )
         if hello.run != self._run.run_id:
-            raise JoiningRefusedError(Reason.WRONG_RUN, f"this server runs {self._run.run_id!r}")
+            raise JoiningRefusedError(
+                Reason.WRONG_RUN,
+                f"this server runs {self._run.run_id!r}: start with that, or look for another server",
+            )
         if not 1 <= hello.rank <= self._worker_num:
             raise JoiningRefusedError(
                 Reason.RANK_OUT_OF_RANGE, f"ranks are 1..{self._worker_num} (device_args.worker_num)"
@@ -120,13 +124,13 @@ class ServerJoining:
             if ours != theirs:
                 raise JoiningRefusedError(
                     Reason.SETTINGS_DIFFER,
-                    f"{key}: {ours or 'unset'} at the server, {theirs or 'unset'} there",
+                    f"{key}: {ours or 'unset'} at the server, {theirs or 'unset'} at the client",
                 )
         for ours_entry, theirs_entry in zip(self._layout, hello.layout, strict=False):
             if ours_entry != theirs_entry:
                 raise JoiningRefusedError(
                     Reason.LAYOUT_DIFFERS,
-                    f"entry {_shown(ours_entry)} at the server, {_shown(theirs_entry)} there",
+                    f"entry {_shown(ours_entry)} at the server, {_shown(theirs_entry)} at the client",
                 )
         if len(self._layout) != len(hello.layout):
             first = max(self._layout, hello.layout, key=len)[min(len(self._layout), len(hello.layout))]

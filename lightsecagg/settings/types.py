@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,9 +36,16 @@ def _path(value: Any) -> Any:
 
 
 def _ranks(value: Any) -> Any:
-    ranks = tuple(value) if isinstance(value, list | tuple) else ()
-    if not ranks or any(type(rank) is not int or rank < 1 for rank in ranks) or len(set(ranks)) < len(ranks):
-        raise _wanted("a list of distinct client ranks, from 1")
+    if isinstance(value, str):  # FedML's files hold "[]" and "[1, 2]" as text
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    ranks = tuple(value) if isinstance(value, list | tuple) else None
+    if (
+        ranks is None
+        or any(type(rank) is not int or rank < 1 for rank in ranks)
+        or len(set(ranks)) < len(ranks)
+    ):
+        raise _wanted("a list of distinct client ranks from 1, or an empty one")
     return ranks
 
 

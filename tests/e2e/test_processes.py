@@ -211,7 +211,7 @@ def test_strangers_are_refused_by_name_and_the_run_goes_on(tmp_path: Path) -> No
             "settings_differ (secure_aggregation_args.clip": run.client(
                 3, "--set", "secure_aggregation_args.clip=4.0"
             ),
-            "layout_differs (entry w float64[23] at the server, w float64[24] there": run.client(
+            "layout_differs (entry w float64[23] at the server, w float64[24] at the client": run.client(
                 3, "--set", "model_args.trainer=e2e_plugins:WiderTrainer"
             ),
         }

@@ -332,3 +332,25 @@ async def test_a_round_that_is_over_holds_up_nobody_who_has_messages_for_it() ->
     async with asyncio.timeout(PATIENCE):
         await asyncio.gather(*putters)
     assert not inbox.take()
+
+
+def test_a_roster_that_lacks_a_rank_is_told_before_the_run(tmp_path: Path) -> None:
+    roster = tmp_path / "roster"
+    roster.write_text(f"1 {encode_key(Identity.generate().public)}\n")
+    with pytest.raises(ConfigError, match="lacks rank 2, 3"):
+        Stage(tmp_path, make_settings(3, roster=str(roster))).server()
+
+
+async def test_clipping_is_told_to_the_client_whose_update_is_clipped(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, make_settings(3, clip=0.5))
+    clients = [stage.client(rank) for rank in (1, 2, 3)]
+    assert await play(stage.server(), clients) == [None] * 4
+    for client in clients:
+        said = [event.text for event in client._tracker.of(events.Notice)]  # type: ignore[attr-defined]
+        assert sum("coordinates of the update were clipped to ±0.5" in text for text in said) == 1
+
+
+async def test_run_in_which_nobody_joined_gives_its_run_id_back(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, make_settings(3, join_timeout=0.2))
+    assert isinstance((await play(stage.server(), []))[0], RunStopped)
+    stage.folder.check_unused()

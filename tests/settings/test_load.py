@@ -152,7 +152,12 @@ def test_unknown_key_of_an_override_is_said_to_come_from_there() -> None:
         ("train_args.client_optimizer", "sdg", "'sgd' or 'adam'", "'sdg'"),
         ("train_args.learning_rate", "fast", "a number", "'fast'"),
         ("train_args.learning_rate", ".inf", "a finite number", "inf"),
-        ("train_args.client_id_list", "[1, 1]", "a list of distinct client ranks, from 1", "a list"),
+        (
+            "train_args.client_id_list",
+            "[1, 1]",
+            "a list of distinct client ranks from 1, or an empty one",
+            "a list",
+        ),
         ("validation_args.frequency_of_the_test", "{a: b}", "a whole number", "a mapping"),
         ("secure_aggregation_args.enable_sa", "1", "true or false", "1"),
         (
@@ -371,3 +376,11 @@ class TestSecrets:
     def test_key_that_reads_as_a_number_is_refused_unseen(self) -> None:
         assert refusal(SHIPPED, "tracking_args.wandb_key=1234").endswith("found <secret>")
         assert "1234" not in refusal(SHIPPED, "tracking_args.wandb_key 1234")
+
+
+@pytest.mark.parametrize(
+    ("text", "ranks"), [('"[]"', ()), ('"[1, 2]"', (1, 2)), ("[2, 1]", (2, 1)), ("[]", ())]
+)
+def test_client_lists_of_fedml_files_are_read_as_text_too(text: str, ranks: tuple[int, ...]) -> None:
+    settings, _ = load(SHIPPED, [f"train_args.client_id_list={text}"])
+    assert settings.train_args.client_id_list == ranks
