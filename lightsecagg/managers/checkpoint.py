@@ -38,6 +38,8 @@ class RunFolder:
         named = settings.model_args.global_model_file_path
         self.model = self.path / "model.npz" if named is None else Path(named)
         self._round = self.path / "round"
+        self.keeps_model = named is None
+        """Whether the model file is this run's own, and not one that other runs may have written."""
 
     def prepare(self) -> None:
         """Make the folders.

@@ -43,6 +43,7 @@ class Client:
     """Set while it may be drawn into a round: it published a key that no round has used."""
     knows_end: bool = False
     gone_because: Reason = Reason.LINK_LOST
+    """Why, once it is gone."""
     loss_is_told: bool = False
     """Whether people have heard that it is gone."""
     absence_is_told: bool = False
@@ -59,11 +60,10 @@ class FromClient:
 
 @dataclass(frozen=True)
 class StatusChanged:
-    """A client's status changed; ``reason`` says why it is gone."""
+    """A client's status changed."""
 
     client: Client
     status: Status
-    reason: Reason = Reason.LINK_LOST
 
 
 RoundEvent = FromClient | StatusChanged

@@ -93,7 +93,7 @@ class RoundRunner:
         self._is_over = False
         self._clock = time.monotonic()
         self._phase = ""
-        self._traffic = self._bytes()
+        self._traffic = {client: session.bytes_of(client) for client in cohort}
         self.seconds: dict[str, float] = {}
         """Wall time of each phase so far."""
         self.bytes: dict[str, float] = {}
@@ -241,8 +241,12 @@ class RoundRunner:
         if stage in self._timeouts:
             self._enter(stage.value)
 
-    def _bytes(self) -> float:
-        return sum(map(self._session.bytes_of, self._cohort)) / len(self._cohort)
+    def _passed_bytes(self) -> int:
+        """Bytes of all clients since the last call; one that is gone has no count any more, and adds none."""
+        before = sum(self._traffic.values())
+        for client in self._cohort:
+            self._traffic[client] = max(self._traffic[client], self._session.bytes_of(client))
+        return sum(self._traffic.values()) - before
 
     def _tell_who_is_left_out(self) -> None:
         """The survivor set is fixed: whoever is not in it is lost for this round."""
@@ -266,11 +270,11 @@ class RoundRunner:
 
     def _enter(self, phase: str) -> None:
         now = time.monotonic()
-        traffic = max(self._traffic, self._bytes())  # a process that ended meanwhile counts from 0 again
+        passed = self._passed_bytes()
         if self._phase:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._clock
-            self.bytes[self._phase] = self.bytes.get(self._phase, 0.0) + traffic - self._traffic
-        self._clock, self._phase, self._traffic = now, phase, traffic
+            self.bytes[self._phase] = self.bytes.get(self._phase, 0.0) + passed / len(self._cohort)
+        self._clock, self._phase = now, phase
         if phase:
             self._tracker.emit(PhaseStarted(round=self._machine.round_number, phase=phase))
 

@@ -94,7 +94,7 @@ class Server:
             try:
                 self._folder.claim()
                 self._announce()
-                if not self._folder.model.exists():
+                if self._folder.keeps_model or not self._folder.model.exists():
                     self._folder.save_model(self._state)
                 await self._serve()
             finally:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from lightsecagg.settings import Settings
 from lightsecagg.training.base import Dataset, LocalData, Trainer, TrainSettings
@@ -25,6 +26,7 @@ class Workload:
     dataset: Dataset
     trainer: Trainer
     layout: Layout
+    silos: Sequence[npt.NDArray[np.int64]]
 
     @classmethod
     def load(cls, settings: Settings) -> Workload:
@@ -39,20 +41,11 @@ class Workload:
             settings.model_args.trainer, settings.model_args.model, dataset, seed, args=_flat(settings)
         )
         set_threads(settings.device_args.threads or _fair_threads(settings))
-        workload = cls(settings, dataset, trainer, layout_of(trainer.get_state()))
-        assert len(workload._silos) == settings.num_silos  # a split that cannot be made is told now
-        return workload
-
-    @cached_property
-    def _silos(self) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
-        data = self.settings.data_args
-        return partition(
-            self.dataset.train_y,
-            self.settings.num_silos,
-            data.partition_method,
-            data.partition_alpha,
-            self.settings.common_args.random_seed,
+        data = settings.data_args
+        silos = partition(
+            dataset.train_y, settings.num_silos, data.partition_method, data.partition_alpha, seed
         )
+        return cls(settings, dataset, trainer, layout_of(trainer.get_state()), silos)
 
     def silo_of(self, rank: int, round_number: int) -> int:
         """Which silo client ``rank`` trains on: its own, or, with more silos than clients, a draw a round."""
@@ -63,7 +56,7 @@ class Workload:
 
     def local_data(self, silo: int) -> LocalData:
         """The training samples of one silo."""
-        indices = self._silos[silo]
+        indices = self.silos[silo]
         return LocalData(self.dataset.train_x[indices], self.dataset.train_y[indices])
 
 

@@ -354,3 +354,45 @@ async def test_run_in_which_nobody_joined_gives_its_run_id_back(tmp_path: Path) 
     stage = Stage(tmp_path, make_settings(3, join_timeout=0.2))
     assert isinstance((await play(stage.server(), []))[0], RunStopped)
     stage.folder.check_unused()
+
+
+async def test_traffic_of_a_round_counts_the_others_after_a_loss(tmp_path: Path) -> None:
+    """The count of a client that is gone ends; what the rest send and get afterwards still counts."""
+    stage = Stage(tmp_path, make_settings(5))
+    clients = {rank: asyncio.create_task(stage.client(rank).run()) for rank in range(2, 6)}
+
+    def leave(what: str) -> None:
+        if what == "take Candidates":
+            clients[1].cancel()
+
+    clients[1] = asyncio.create_task(stage.client(1, observer=leave).run())
+    async with asyncio.timeout(PATIENCE):
+        await stage.server().run()
+        await asyncio.gather(*clients.values(), return_exceptions=True)
+    first, second = stage.recorder.of(events.RoundCompleted)
+    assert first.survivors == (2, 3, 4, 5)
+    for phase in ("uploading", "endorsing", "recovering"):
+        assert first.bytes_by_phase[phase] > 0
+        assert second.bytes_by_phase[phase] > 0
+    assert first.bytes_per_client == pytest.approx(sum(first.bytes_by_phase.values()))
+
+
+def test_a_split_that_cannot_be_made_is_told_before_the_run(tmp_path: Path) -> None:
+    settings = make_settings(3)
+    many = settings.train_args.model_copy(update={"client_num_in_total": 101})
+    with pytest.raises(ConfigError, match="client_num_in_total"):
+        Stage(tmp_path, settings.model_copy(update={"train_args": many})).server()
+
+
+async def test_model_file_of_earlier_runs_stands_until_a_round_is_done(tmp_path: Path) -> None:
+    named = tmp_path / "global.npz"
+    settings = make_settings(3, join_timeout=0.2)
+    model_args = settings.model_args.model_copy(update={"global_model_file_path": named})
+    named.write_bytes(b"an earlier run's")
+    own = Stage(tmp_path, settings)
+    own.folder.prepare()
+    own.folder.model.write_bytes(b"of a run that never began")
+    await play(own.server(), [])
+    assert own.folder.model.read_bytes() != b"of a run that never began"
+    await play(Stage(tmp_path, settings.model_copy(update={"model_args": model_args}), "r2").server(), [])
+    assert named.read_bytes() == b"an earlier run's"
