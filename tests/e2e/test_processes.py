@@ -58,6 +58,8 @@ def test_killing_as_many_clients_as_tolerated_changes_only_who_is_in_the_average
         assert [clients[rank].exit_code() for rank in (1, 2, 4, 5)] == [0] * 4
         survivors = [event["survivors"] for event in run.events("RoundCompleted")]
         assert survivors == [[1, 2, 3, 4, 5] if PHASES[event] else [1, 2, 4, 5], [1, 2, 4, 5]]
+        left_out = [lost["rank"] for lost in run.events("ClientLost") if lost["round"] == 1]
+        assert left_out == ([] if PHASES[event] else [3])
         assert_model_is_the_exact_mean(run)
 
 

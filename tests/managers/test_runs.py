@@ -7,12 +7,13 @@ import threading
 from collections import Counter
 from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lightsecagg.comm.base import make_transport
-from lightsecagg.errors import ConfigError, RunStopped
+from lightsecagg.errors import CommError, ConfigError, RunStopped
 from lightsecagg.identity import Identity, encode_key
 from lightsecagg.managers.carrier import GIVEN, link_settings
 from lightsecagg.managers.checkpoint import RunFolder
@@ -21,6 +22,7 @@ from lightsecagg.managers.inbox import Client as SessionClient
 from lightsecagg.managers.inbox import FromClient, Inbox
 from lightsecagg.managers.outbox import Outbox
 from lightsecagg.managers.participation import RefusedError
+from lightsecagg.managers.rounds import RoundRunner
 from lightsecagg.managers.scheme import plan
 from lightsecagg.managers.server import Server
 from lightsecagg.protocol.collecting import RoundResult
@@ -356,27 +358,6 @@ async def test_run_in_which_nobody_joined_gives_its_run_id_back(tmp_path: Path) 
     stage.folder.check_unused()
 
 
-async def test_traffic_of_a_round_counts_the_others_after_a_loss(tmp_path: Path) -> None:
-    """The count of a client that is gone ends; what the rest send and get afterwards still counts."""
-    stage = Stage(tmp_path, make_settings(5))
-    clients = {rank: asyncio.create_task(stage.client(rank).run()) for rank in range(2, 6)}
-
-    def leave(what: str) -> None:
-        if what == "take Candidates":
-            clients[1].cancel()
-
-    clients[1] = asyncio.create_task(stage.client(1, observer=leave).run())
-    async with asyncio.timeout(PATIENCE):
-        await stage.server().run()
-        await asyncio.gather(*clients.values(), return_exceptions=True)
-    first, second = stage.recorder.of(events.RoundCompleted)
-    assert first.survivors == (2, 3, 4, 5)
-    for phase in ("uploading", "endorsing", "recovering"):
-        assert first.bytes_by_phase[phase] > 0
-        assert second.bytes_by_phase[phase] > 0
-    assert first.bytes_per_client == pytest.approx(sum(first.bytes_by_phase.values()))
-
-
 def test_a_split_that_cannot_be_made_is_told_before_the_run(tmp_path: Path) -> None:
     settings = make_settings(3)
     many = settings.train_args.model_copy(update={"client_num_in_total": 101})
@@ -396,3 +377,74 @@ async def test_model_file_of_earlier_runs_stands_until_a_round_is_done(tmp_path:
     assert own.folder.model.read_bytes() != b"of a run that never began"
     await play(Stage(tmp_path, settings.model_copy(update={"model_args": model_args}), "r2").server(), [])
     assert named.read_bytes() == b"an earlier run's"
+
+
+async def test_round_number_is_known_as_soon_as_the_round_has_begun(tmp_path: Path) -> None:
+    """A session may be lost before the round ends; its number must not be taken again even then."""
+    stage = Stage(tmp_path, make_settings(3))
+    seen: list[int] = []
+
+    def observe(what: str) -> None:
+        if what == "send SealedSeeds":
+            seen.append(client._context.highest_round)
+
+    client = stage.client(1, observer=observe)
+    assert await play(stage.server(), [client, stage.client(2), stage.client(3)]) == [None] * 4
+    assert seen == [1, 2]
+
+
+async def test_client_whose_round_was_aborted_stops_training_and_is_there_for_the_next(
+    tmp_path: Path,
+) -> None:
+    blocking.may_train.clear()
+    blocking.stopped.clear()
+    settings = make_settings(3, upload_timeout=0.5)
+    stage = Stage(tmp_path, settings)
+    seen: Counter[str] = Counter()
+
+    def observe(what: str) -> None:
+        seen[what] += 1
+        if seen["take RoundStart"] == 2:
+            assert blocking.stopped.is_set()
+            blocking.may_train.set()
+
+    slow = with_trainer(settings, "tests.managers.blocking:BlockingTrainer")
+    clients = [stage.client(1, settings=slow, observer=observe), stage.client(2), stage.client(3)]
+    assert await play(stage.server(), clients) == [None] * 4
+    assert [event.reason for event in stage.recorder.of(events.RoundAborted)] == ["too_few_updates"]
+    assert [event.survivors for event in stage.recorder.of(events.RoundCompleted)] == [(1, 2, 3)] * 2
+
+
+async def test_stranger_that_is_gone_before_it_is_answered_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(tmp_path, make_settings(3))
+    server = stage.server()
+    answer, refused = server._hub.try_send, []
+
+    def gone_at_first(peer: int, data: bytes) -> bool:
+        if not refused:
+            refused.append(peer)
+            raise CommError(f"peer {peer} is gone")
+        return answer(peer, data)
+
+    monkeypatch.setattr(server._hub, "try_send", gone_at_first)
+    running = asyncio.create_task(server.run())
+    stranger = make_transport("LOCAL", {"name": "r1"}, link_settings(stage.settings))
+    await stranger.connect()
+    await stranger.close()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*(stage.client(rank).run() for rank in (1, 2, 3)), running)
+    assert refused
+
+
+def test_bytes_of_a_client_that_is_gone_take_nothing_from_the_others() -> None:
+    first, second = (SessionClient(rank, b"", rank, Outbox(lambda _: asyncio.sleep(0))) for rank in (1, 2))
+    counts = {first: 100, second: 100}
+    session: Any = SimpleNamespace(bytes_of=counts.__getitem__)
+    none: Any = None
+    runner = RoundRunner(none, session, [first, second], make_settings(3), Recorder(), none)
+    counts.update({first: 150, second: 160})
+    assert runner._passed_bytes() == 110
+    counts.update({first: 0, second: 200})
+    assert runner._passed_bytes() == 40
