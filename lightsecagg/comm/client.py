@@ -14,6 +14,9 @@ from lightsecagg.comm.driver import Carrier, Driver
 from lightsecagg.comm.frame import SESSION_SIZE
 from lightsecagg.comm.link import (
     LINK_LOST,
+    SERVER_CLOSING,
+    SERVER_FULL,
+    WRONG_VERSION,
     Delivered,
     Link,
     LinkEvent,
@@ -26,9 +29,16 @@ from lightsecagg.comm.link import (
 )
 from lightsecagg.errors import CommError
 
-Dial = Callable[[], Awaitable[Carrier]]  # raises OSError with a text for people
+Dial = Callable[[], Awaitable[Carrier]]
+"""Raises OSError with a text for people; PermissionError where trying again is no use: a wrong password."""
 
 _log = logging.getLogger("lightsecagg")
+
+_REFUSALS = {  # what people can do about it
+    WRONG_VERSION: "it runs another version of lightsecagg (wrong_version): install the same on both sides",
+    SERVER_FULL: "it has as many sessions as it keeps (server_full)",
+    SERVER_CLOSING: "it is ending (server_closing)",
+}
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 3.0
@@ -52,6 +62,7 @@ class LinkTransport(Transport):
         self._keeper: asyncio.Task[None] | None = None
         self._opened = asyncio.Event()  # set by Opened, and by the end of a session that never opened
         self._last_error = "no answer"
+        self._is_barred = False
         self._is_closed = False
 
     async def connect(self) -> None:
@@ -71,8 +82,10 @@ class LinkTransport(Transport):
         finally:
             if not self._link.is_established:
                 await self._stop()
+        if self._is_barred:
+            raise CommError(f"cannot reach the server at {self._where}: {self._last_error}")
         if not self._link.is_established:
-            raise CommError(f"the server at {self._where} refused the session: {self._link.gone}")
+            raise CommError(f"the server at {self._where} refused the session: {self._refusal()}")
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         await self._active().send(data)
@@ -144,6 +157,9 @@ class LinkTransport(Transport):
                 if self._link.gone is not None:
                     return
                 failures = 0 if opened else failures
+                if not self._link.is_established:
+                    rejected = self._link.rejected is not None
+                    self._failed(self._refusal() if rejected else "it takes connections but does not answer")
             await self._pause(driver, failures)
             failures += 1
 
@@ -152,13 +168,25 @@ class LinkTransport(Transport):
             async with asyncio.timeout(self._settings.heartbeat_timeout):
                 return await self._dial()
         except TimeoutError:
-            self._last_error = f"no answer within {self._settings.heartbeat_timeout:g} s"
-        except OSError as error:
+            self._failed(f"no answer within {self._settings.heartbeat_timeout:g} s")
+        except PermissionError as error:
             self._last_error = str(error)
-        if self._on_waiting is not None:
-            self._on_waiting(f"waiting for the server at {self._where} ({self._last_error})")
-            self._on_waiting = None
+            if not self._link.is_established:  # later it may be the server's restart with half of its files
+                self._is_barred = True
+                self._opened.set()
+        except OSError as error:
+            self._failed(str(error))
         return None
+
+    def _failed(self, why: str) -> None:
+        self._last_error = why
+        if self._on_waiting is not None:
+            self._on_waiting(f"waiting for the server at {self._where} ({why})")
+            self._on_waiting = None
+
+    def _refusal(self) -> str:
+        code = self._link.rejected or self._link.gone or LINK_LOST
+        return _REFUSALS.get(code, code)
 
     async def _pause(self, driver: Driver, failures: int) -> None:
         """Full jitter: many clients that lost one server do not come back in step."""

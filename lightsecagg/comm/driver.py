@@ -7,7 +7,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from lightsecagg.comm.frame import Buffer
+from lightsecagg.comm.frame import Buffer, Data
 from lightsecagg.comm.link import LINK_LOST, Link, LinkEvent, LinkSettings
 from lightsecagg.errors import CommError
 
@@ -19,9 +19,11 @@ class Carrier(ABC):
     """One connection that moves whole frames, perhaps badly, until it breaks; one reader, one writer."""
 
     authenticated_as: str | None = None
+    is_reliable: bool = False
+    """Whether everything written arrives, and in order, for as long as the connection stands."""
 
     @abstractmethod
-    async def read(self) -> bytes | None:
+    async def read(self) -> Data | None:
         """The next frame, or None once the connection has ended in whatever way."""
 
     @abstractmethod
@@ -59,13 +61,14 @@ class Driver:
         self._release: asyncio.Future[None] | None = None  # set to let go of the present carrier
         self._is_writing = False
         self._is_closing = False
-        self._wake = asyncio.Event()  # the link may have a frame to send
+        self._next: bytes | None = None  # a frame for the writer
+        self._wake = asyncio.Event()  # set unless the writer waits for a frame
         self._room = asyncio.Event()  # less than the relay buffer is queued
         self._drained = asyncio.Event()  # nothing is queued
         self.over = asyncio.Event()  # the session is over
         self._advance([])
 
-    async def run(self, carrier: Carrier, first: bytes | None = None) -> bool:
+    async def run(self, carrier: Carrier, first: Data | None = None) -> bool:
         """Drive the link over the carrier until that ends, is replaced by another, or the session is over.
 
         Args:
@@ -87,11 +90,13 @@ class Driver:
             was_open = self._carrier is carrier and self.link.is_open
             reader.cancel()
             writer.cancel()
-            results = await asyncio.gather(reader, writer, return_exceptions=True)
-            await carrier.close()
-            if self._carrier is carrier:
-                self._carrier = self._release = None
-                self._advance(self.link.carrier_down(self._loop.time()))
+            try:
+                results = await asyncio.gather(reader, writer, return_exceptions=True)
+            finally:  # whoever runs this may be cancelled while it winds up
+                await carrier.close()
+                if self._carrier is carrier:
+                    self._carrier = self._release = None
+                    self._advance(self.link.carrier_down(self._loop.time()))
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, ConnectionError):
                 raise result
@@ -103,7 +108,9 @@ class Driver:
         self._carrier = carrier
         self._release = self._loop.create_future()
         self._is_writing = False
-        self.link.carrier_up(self._loop.time())
+        self._next = None
+        self._wake.set()
+        self.link.carrier_up(self._loop.time(), is_reliable=carrier.is_reliable)
         self._advance([])
         return self._release
 
@@ -120,17 +127,26 @@ class Driver:
 
     async def _write(self, carrier: Carrier) -> None:
         while self._carrier is carrier:
-            self._wake.clear()
-            while (frame := self.link.next_frame(self._loop.time())) is not None:
+            frame, self._next = self._next or self.link.next_frame(self._loop.time()), None
+            if frame is not None:
                 self._is_writing = True
                 await carrier.write(frame)
-                if self._carrier is not carrier:
-                    return
-                self._is_writing = False
-            if self.link.is_finished:
+                if self._carrier is carrier:
+                    self._is_writing = False
+            elif self.link.is_finished:
                 return
-            self._arm()
-            await self._wake.wait()
+            else:
+                self._wake.clear()
+                self._arm()
+                await self._wake.wait()
+
+    def _poke(self) -> None:
+        """The link may have a frame to send, or another time to be woken at."""
+        if not self._wake.is_set():  # what gives no frame does not cost a turn of the writer's
+            self._next = self.link.next_frame(self._loop.time())
+            if self._next is not None or self.link.is_finished:
+                self._wake.set()
+        self._arm()
 
     # Time and what follows from a change.
 
@@ -146,8 +162,7 @@ class Driver:
             self._room.set()
         if is_over or self.link.queued_bytes == 0:
             self._drained.set()
-        self._wake.set()
-        self._arm()
+        self._poke()
 
     def _arm(self) -> None:
         due = self.link.next_wakeup(may_send=self._carrier is not None and not self._is_writing)
@@ -168,8 +183,7 @@ class Driver:
             # for the peer's silence. Once only, so that a loop that is always late keeps time nevertheless.
             self._put_off = True
             self._tick_from = now + _OVERSLEPT
-            self._wake.set()
-            self._arm()
+            self._poke()
             return
         self._put_off = False
         self._advance(self.link.tick(now))
@@ -190,8 +204,8 @@ class Driver:
         if not isinstance(data, bytes):
             data = memoryview(data).cast("B") if len(data) else b""
         self.link.send(data)
-        self._wake.set()
         self._drained.clear()
+        self._poke()
 
     async def send(self, data: Buffer | bytearray) -> None:
         """Queue a payload once less than the relay buffer is queued; errors as in `push`."""
@@ -203,8 +217,7 @@ class Driver:
     def consumed(self, size: int) -> None:
         """The application took a payload of `size` bytes."""
         self.link.consumed(size, self._loop.time())
-        self._wake.set()
-        self._arm()
+        self._poke()
 
     async def close(self, reason: str) -> None:
         """Wait until everything queued has arrived, say goodbye and wait for the answer; all in bounded time.

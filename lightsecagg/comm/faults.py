@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from lightsecagg.comm.driver import Carrier
+from lightsecagg.comm.frame import Data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +30,14 @@ class _Direction:
     def __init__(self, faults: Faults, rng: random.Random) -> None:
         self._faults = faults
         self._rng = rng
-        self._held_back: list[bytes] = []
+        self._held_back: list[Data] = []
 
     def pause(self) -> float:
         """Seconds to hold the next frame up."""
         is_held_up = self._rng.random() < self._faults.delay
         return self._rng.uniform(0, self._faults.longest_delay) if is_held_up else 0.0
 
-    def transform(self, frame: bytes) -> list[bytes]:
+    def transform(self, frame: Data) -> list[Data]:
         """The frames that arrive for this one; ConnectionError where the connection breaks."""
         faults, draw = self._faults, self._rng.random
         if draw() < faults.cut:
@@ -62,7 +63,7 @@ class FaultyCarrier(Carrier):
         self._carrier = carrier
         self._outgoing = _Direction(faults, random.Random(rng.random()))
         self._incoming = _Direction(faults, random.Random(rng.random()))
-        self._arrived: deque[bytes] = deque()
+        self._arrived: deque[Data] = deque()
         self._thawed = asyncio.Event()
         self._thawed.set()
 
@@ -74,7 +75,7 @@ class FaultyCarrier(Carrier):
         """Let frames pass again."""
         self._thawed.set()
 
-    async def read(self) -> bytes | None:
+    async def read(self) -> Data | None:
         while not self._arrived:
             frame = await self._carrier.read()
             await self._thawed.wait()
@@ -93,7 +94,7 @@ class FaultyCarrier(Carrier):
         await asyncio.sleep(self._outgoing.pause())
         try:
             for spoilt in self._outgoing.transform(frame):
-                await self._carrier.write(spoilt)
+                await self._carrier.write(bytes(spoilt))
         except ConnectionError:
             await self.close()
             raise

@@ -13,6 +13,7 @@ from lightsecagg.comm.frame import (
     MAX_PAYLOAD,
     SESSION_SIZE,
     Buffer,
+    Data,
     Frame,
     Kind,
     decode,
@@ -20,11 +21,15 @@ from lightsecagg.comm.frame import (
     encode,
     encode_code,
     encode_resumes,
+    is_of_other_version,
 )
 from lightsecagg.comm.stream import Receiving, Sending, Verdict
 from lightsecagg.errors import CommError, ConfigError
 
 LINK_LOST = "link_lost"  # AWAY for the whole reconnect window
+WRONG_VERSION = "wrong_version"  # the peer's frames are of another version
+SERVER_FULL = "server_full"  # it has as many sessions as it keeps
+SERVER_CLOSING = "server_closing"  # it is ending; there may be another one soon
 
 _ANSWER = 1  # the sequence of a BYE that answers one, and is not answered itself
 
@@ -76,9 +81,9 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The next payload of the peer's stream."""
+    """The next payload of the peer's stream; a view that keeps the frame it came in."""
 
-    payload: bytes
+    payload: memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,7 @@ class Link:
         self._say_bye_at = 0.0
         self._bye_said = False
         self._answer: bytes | None = None  # the frame that answers the peer's goodbye
+        self._rejected: str | None = None
         self._gone: str | None = None
 
     # What the owner asks.
@@ -166,6 +172,11 @@ class Link:
         return self._gone
 
     @property
+    def rejected(self) -> str | None:
+        """The code of the last rejection; a later attempt may succeed as long as `gone` is None."""
+        return self._rejected
+
+    @property
     def is_finished(self) -> bool:
         """Whether the session is over and nothing is left to be put on the carrier."""
         return self._gone is not None and self._answer is None
@@ -198,14 +209,19 @@ class Link:
             self._bye = reason
             self._say_bye_at = now
 
-    def carrier_up(self, now: float) -> None:
-        """A carrier is there (in place of the last one, if there was one)."""
+    def carrier_up(self, now: float, *, is_reliable: bool = False) -> None:
+        """A carrier is there (in place of the last one, if there was one).
+
+        `is_reliable`: it loses nothing before it breaks, so time alone is no reason to send anything again:
+        on a slow line a frame takes longer than any timeout.
+        """
         self._has_carrier = True
         self._is_open = False
         self._silent = False
         self._accept_pending = False
         self._last_heard = self._last_sent = self._say_open_at = now
         self._receiving.restart()
+        self._sending.awaits_patiently = is_reliable
 
     def carrier_down(self, now: float) -> list[LinkEvent]:
         """The carrier broke. After our goodbye that is an answer too: the peer has no use for it any more."""
@@ -299,20 +315,21 @@ class Link:
 
     # What comes in.
 
-    def receive(self, data: bytes, now: float) -> list[LinkEvent]:
+    def receive(self, data: Data, now: float) -> list[LinkEvent]:
         """A frame from the carrier; one that is damaged or against the rules only counts as malformed."""
         self._stats.frames_received += 1
         self._stats.bytes_received += len(data)
         frame = decode(data)
         if frame is None or not self._is_acceptable(frame):
             self._stats.malformed += 1
-            return []
+            is_foreign = frame is None and not self._established and is_of_other_version(data)
+            return self._end(WRONG_VERSION) if is_foreign and self._gone is None else []
         if self._gone is not None:
             if frame.kind is Kind.BYE:
                 self._answer_bye(frame)  # again: the first answer was lost
             return []
         if frame.kind is Kind.REJECT:
-            return self._end(decode_code(frame.payload) or LINK_LOST)
+            return self._take_reject(decode_code(frame.payload) or LINK_LOST)
         events = self._hear(frame, now)
         if frame.kind is Kind.BYE:
             self._answer_bye(frame)
@@ -322,6 +339,11 @@ class Link:
         elif frame.kind is Kind.DATA:
             events += self._take(frame, now)
         return events
+
+    def _take_reject(self, code: str) -> list[LinkEvent]:
+        self._rejected = code
+        is_for_now = code in (SERVER_FULL, SERVER_CLOSING) and not self._established
+        return [] if is_for_now else self._end(code)
 
     def _is_acceptable(self, frame: Frame) -> bool:
         if frame.session != self.session or not self._sending.is_possible(frame.acknowledged):
@@ -358,7 +380,7 @@ class Link:
     def _take(self, frame: Frame, now: float) -> list[LinkEvent]:
         verdict = self._receiving.take(frame.sequence, len(frame.payload), now)
         if verdict is Verdict.IN_ORDER:
-            return [Delivered(bytes(frame.payload))]
+            return [Delivered(frame.payload)]
         if verdict is Verdict.BEYOND_CREDIT:
             self._stats.malformed += 1
         return []

@@ -55,6 +55,8 @@ class _Pipe:
 class LocalCarrier(Carrier):
     """One end of a pair of pipes. What was written before the end is still read."""
 
+    is_reliable = True
+
     def __init__(self, incoming: _Pipe, outgoing: _Pipe) -> None:
         self._incoming = incoming
         self._outgoing = outgoing

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 
 from lightsecagg.comm.base import Arrived, Away, Back, Event, Gone, Hub, Payload
 from lightsecagg.comm.driver import Carrier, Driver
-from lightsecagg.comm.frame import OpenRequest, decode_open, encode_reject
+from lightsecagg.comm.frame import Data, OpenRequest, decode_open, encode_reject
 from lightsecagg.comm.link import (
+    SERVER_CLOSING,
+    SERVER_FULL,
+    WRONG_VERSION,
     Delivered,
     Link,
     LinkEvent,
@@ -123,7 +126,7 @@ class LinkHub(Hub):
         finally:
             await carrier.close()
 
-    async def _opening(self, carrier: Carrier) -> tuple[_Session, bytes] | None:
+    async def _opening(self, carrier: Carrier) -> tuple[_Session, Data] | None:
         try:
             async with asyncio.timeout(self._settings.heartbeat_timeout):
                 for _ in range(_FRAMES_BEFORE_OPEN):
@@ -143,7 +146,7 @@ class LinkHub(Hub):
             pass
         return None
 
-    async def _drive(self, session: _Session, carrier: Carrier, data: bytes) -> None:
+    async def _drive(self, session: _Session, carrier: Carrier, data: Data) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         session.carriers.add(done)
         try:
@@ -154,6 +157,8 @@ class LinkHub(Hub):
 
     def _admit(self, request: OpenRequest, authenticated_as: str | None) -> _Session | str:
         """The session that the request is for, or the reason code of a refusal."""
+        if not request.is_our_version:
+            return WRONG_VERSION
         session = self._by_token.get(request.session)
         if session is not None:
             # A token does not open a session for somebody else than its owner.
@@ -162,9 +167,9 @@ class LinkHub(Hub):
         if request.resumes:
             return "unknown_session"
         if self._is_closed:
-            return "server_closing"
+            return SERVER_CLOSING
         if len(self._by_token) >= self._settings.max_peers:
-            return "server_full"
+            return SERVER_FULL
         return self._begin(request.session, authenticated_as)
 
     def _begin(self, token: bytes, authenticated_as: str | None) -> _Session:

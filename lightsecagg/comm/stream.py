@@ -26,6 +26,7 @@ class Sending:
         self.queued_bytes = 0
         self.acknowledged = 0
         self.retransmissions = 0
+        self.awaits_patiently = False  # nothing counts as lost before the carrier breaks
         self._unsent: deque[tuple[int, Buffer]] = deque()
         self._unacknowledged: deque[tuple[int, Buffer]] = deque()
         self._pushed = 0  # sequence of the last payload that was queued
@@ -71,7 +72,8 @@ class Sending:
     @property
     def resend_at(self) -> float | None:
         """When what is in flight counts as lost."""
-        return self._last_progress + self._timeout if self._unacknowledged else None
+        is_timed = bool(self._unacknowledged) and not self.awaits_patiently
+        return self._last_progress + self._timeout if is_timed else None
 
     def is_possible(self, acknowledged: int) -> bool:
         """Whether the peer can have received so many frames."""

@@ -220,6 +220,25 @@ def test_slow_carrier_is_not_taken_for_a_lossy_one() -> None:
 # Credit.
 
 
+def test_nothing_is_sent_again_on_a_carrier_that_loses_nothing_until_it_breaks() -> None:
+    """A frame that takes a minute on a slow line is not sent twice."""
+    client, server = open_pair()
+    client.carrier_up(1.0, is_reliable=True)
+    server.carrier_up(1.0, is_reliable=True)
+    exchange(client, server, 1.0)
+    client.send(b"a mebibyte on a slow line")
+    (slow,) = frames_of(client, 1.0)
+    minutes = [client.next_frame(now) for now in range(2, 121)]
+    assert {frame and decode(frame).kind for frame in minutes} == {None, Kind.ACK}  # type: ignore[union-attr]
+    client.carrier_down(121.0)
+    for link in (client, server):
+        link.carrier_up(122.0, is_reliable=True)
+    _, at_server = exchange(client, server, 122.0)
+    assert Delivered(b"a mebibyte on a slow line") in at_server  # type: ignore[arg-type]
+    assert server.receive(slow, 123.0) == []
+    assert client.stats.retransmissions == 1
+
+
 def test_window_is_never_exceeded_and_opens_as_the_application_consumes() -> None:
     client, server = open_pair(LinkSettings(window_bytes=2 * MAX_FRAME))
     for _ in range(10):
