@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from lightsecagg.cli.common import (
+    check_backend,
     find_identity,
     make_tracker,
     read_settings,
-    refuse_local,
     run_options,
     serve,
     starting,
@@ -40,7 +40,7 @@ def client(
     """Take part in the run RUN_ID as client RANK; waits for the server where that is not there yet."""
     with starting():
         settings, notices = read_settings(config, overrides)
-        refuse_local(settings)
+        check_backend(settings)
         if not 1 <= rank <= settings.device_args.worker_num:
             raise ConfigError(
                 f"--rank: wanted 1..{settings.device_args.worker_num} (device_args.worker_num), found {rank}"
@@ -48,21 +48,22 @@ def client(
         folder = RunFolder(runs, run_id, settings)
         tracker = make_tracker(settings, folder, f"client-{rank}", notices)
         identity = find_identity(settings, run_id, rank)
-        process = Client(settings, folder, rank, identity, tracker, _halting(halt_at))
+        process = Client(settings, folder, rank, identity, tracker, halting(halt_at))
     serve(process.run, tracker)
 
 
-def _halting(halt_at: str | None) -> Observer | None:
+def halting(halt_at: str | None) -> Observer | None:
     """For demonstrations and tests: stop the process at an exact point, to be killed or continued there."""
     if halt_at is None:
         return None
     round_text, event = halt_at.split(":")
-    rounds = 0
+    rounds, is_due = 0, True
 
     def observe(seen: str) -> None:
-        nonlocal rounds
+        nonlocal rounds, is_due
         rounds += seen in ("take RoundStart", "take PlainStart")
-        if rounds == int(round_text) and seen == event:
+        if is_due and rounds == int(round_text) and seen == event:
+            is_due = False  # once: a process that was continued may come by again
             os.kill(os.getpid(), signal.SIGSTOP)
 
     return observe

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from lightsecagg.cli.memory import keep_freed_buffers
 from lightsecagg.errors import CommError, ConfigError, LightSecAggError, RunStopped
 from lightsecagg.identity import Identity
 from lightsecagg.managers.checkpoint import RunFolder
@@ -21,6 +22,7 @@ from lightsecagg.managers.participation import RefusedError
 from lightsecagg.settings import Settings, load
 from lightsecagg.tracking.events import Broadcast, Notice, Tracker
 from lightsecagg.tracking.jsonl import JsonLines
+from lightsecagg.tracking.logs import show_logs
 from lightsecagg.tracking.terminal import Terminal
 
 EXIT_BUG = 1  # our own mistake: a traceback says where
@@ -99,21 +101,28 @@ def make_tracker(settings: Settings, folder: RunFolder, name: str, notices: Sequ
             )
         )
     tracker = Broadcast(trackers)
+    show_logs(tracker)
     for text in notices:
         tracker.emit(Notice(text=text, level="warning"))
     return tracker
 
 
-def refuse_local(settings: Settings) -> None:
-    """Processes of their own cannot meet on the LOCAL carrier.
+def check_backend(settings: Settings) -> None:
+    """Processes that are started one by one cannot meet on every carrier.
 
     Raises:
-        ConfigError: they are asked to.
+        ConfigError: it is one of those that have a command of their own.
     """
-    if settings.comm_args.backend == "LOCAL":
-        raise ConfigError(
-            "comm_args.backend: LOCAL keeps server and clients in one process: use `lightsecagg run`"
-        )
+    match settings.comm_args.backend:
+        case "LOCAL":
+            raise ConfigError(
+                "comm_args.backend: LOCAL keeps server and clients in one process: use `lightsecagg run`"
+            )
+        case "MPI":
+            raise ConfigError(
+                "comm_args.backend: MPI starts server and clients together: use "
+                "`bash run_mpi.sh CLIENTS RUN_ID`, or `lightsecagg mpi` under mpirun or srun"
+            )
 
 
 def find_identity(settings: Settings, run_id: str, rank: int) -> Identity:
@@ -145,31 +154,49 @@ def default_identity(run_id: str, rank: int) -> Path:
     return Path.home() / ".config" / "lightsecagg" / "identities" / f"{run_id}-{rank}"
 
 
+Tell = Callable[[LightSecAggError], None]
+"""Says in one line why a process ends early."""
+
+Leave = Callable[[int], NoReturn]
+"""Ends the process with a code."""
+
+
+def _tell(error: LightSecAggError) -> None:
+    click.echo(f"lightsecagg: {error}", err=True)
+
+
 @contextlib.contextmanager
-def starting() -> Iterator[None]:
+def starting(tell: Tell = _tell, leave: Leave = sys.exit) -> Iterator[None]:
     """While a process sets itself up: a wrong configuration, or Ctrl-C, ends it in one line."""
     try:
         yield
     except ConfigError as error:
-        fail(error, EXIT_CONFIG)
+        tell(error)
+        leave(EXIT_CONFIG)
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        leave(EXIT_INTERRUPTED)
 
 
-def serve(work: Callable[[], Coroutine[Any, Any, None]], tracker: Tracker) -> NoReturn:
+def serve(
+    work: Callable[[], Coroutine[Any, Any, None]],
+    tracker: Tracker,
+    tell: Tell = _tell,
+    leave: Leave = os._exit,
+) -> NoReturn:
     """Run a process of a run to its end and exit with the code that says how it ended.
 
     Ctrl-C and SIGTERM stop it cleanly; a second one at once.
     """
-    code = _run(work, tracker)
+    keep_freed_buffers()
+    code = _run(work, tracker, tell)
     with contextlib.suppress(OSError):  # whoever read us may be gone
         sys.stdout.flush()
         sys.stderr.flush()
     # A user's training that asks nobody whether to stop must not keep the process for as long as it likes.
-    os._exit(code)
+    leave(code)
 
 
-def _run(work: Callable[[], Coroutine[Any, Any, None]], tracker: Tracker) -> int:
+def _run(work: Callable[[], Coroutine[Any, Any, None]], tracker: Tracker, tell: Tell) -> int:
     try:
         try:
             asyncio.run(_interruptible(work, tracker))
@@ -177,7 +204,7 @@ def _run(work: Callable[[], Coroutine[Any, Any, None]], tracker: Tracker) -> int
             tracker.close()
     except (ConfigError, RunStopped, CommError) as error:
         with contextlib.suppress(OSError):
-            click.echo(f"lightsecagg: {error}", err=True)
+            tell(error)
         return _code_of(error)
     except (asyncio.CancelledError, KeyboardInterrupt):
         return EXIT_INTERRUPTED
@@ -202,7 +229,7 @@ def _code_of(error: LightSecAggError) -> int:
 
 def fail(error: LightSecAggError, code: int) -> NoReturn:
     """Say what is wrong, in one line on stderr, and exit."""
-    click.echo(f"lightsecagg: {error}", err=True)
+    _tell(error)
     sys.exit(code)
 
 

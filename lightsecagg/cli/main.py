@@ -7,6 +7,8 @@ import click
 from lightsecagg.cli.client import client
 from lightsecagg.cli.demo import demo
 from lightsecagg.cli.keygen import keygen
+from lightsecagg.cli.mpi import mpi
+from lightsecagg.cli.mqtt_config import mqtt_config
 from lightsecagg.cli.roster import roster
 from lightsecagg.cli.run import run
 from lightsecagg.cli.server import server
@@ -18,5 +20,5 @@ def main() -> None:
     """Secure aggregation for federated learning: the server learns the clients' average and nothing else."""
 
 
-for command in (server, client, run, demo, keygen, roster):
+for command in (server, client, run, mpi, demo, keygen, roster, mqtt_config):
     main.add_command(command)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lightsecagg.cli.common import make_tracker, read_settings, refuse_local, run_options, serve, starting
+from lightsecagg.cli.common import check_backend, make_tracker, read_settings, run_options, serve, starting
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.server import Server
 
@@ -26,7 +26,7 @@ def server(
     """Serve the run RUN_ID until its rounds are done."""
     with starting():
         settings, notices = read_settings(config, overrides)
-        refuse_local(settings)
+        check_backend(settings)
         folder = RunFolder(runs, run_id, settings)
         folder.check_unused()
         tracker = make_tracker(settings, folder, "server", notices)
