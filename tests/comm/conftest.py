@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -74,19 +74,13 @@ class Network:
             if isinstance(event, kind):
                 return event
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.faults = BAD_WEATHER if kind == "faulty" else Faults()
-        self.backend = "GRPC" if kind == "grpc" else "LOCAL"
-        self.settings: dict[str, object] = (
-            {"host": "127.0.0.1", "port": 0} if kind == "grpc" else {"name": uuid4().hex}
-        )
+    def __init__(self, kind: str, settings: dict[str, object], *, is_fair: bool) -> None:
+        self.backend = kind.upper()
+        self.settings = settings
+        self.is_fair = is_fair
+        self.faults = Faults() if is_fair else BAD_WEATHER
         self.clients: list[Client] = []
         self.hubs: list[LinkHub] = []
-
-    @property
-    def is_fair(self) -> bool:
-        return self.kind != "faulty"
 
     def link(self, **changes: float) -> LinkSettings:
         """Quick times; in bad weather the windows are wide enough to outlast it."""
@@ -110,7 +104,8 @@ class Network:
         return hub
 
     def client(self, **changes: float) -> Client:
-        transport = make_transport(self.backend, self.settings, self.link(**changes))
+        settings = {**self.settings, "rank": len(self.clients) + 1}
+        transport = make_transport(self.backend, settings, self.link(**changes))
         assert isinstance(transport, LinkTransport)
         client = Client(transport, self.faults, seed=len(self.clients))
         self.clients.append(client)
@@ -132,17 +127,48 @@ class Network:
         await asyncio.gather(*(hub.close() for hub in self.hubs))
 
 
-@pytest.fixture(params=["local", "grpc", "faulty"])
+KINDS = ("local", "grpc", "mqtt", "mpi")
+
+
+def settings_for(kind: str, request: pytest.FixtureRequest) -> dict[str, object]:
+    """An address that no other test uses."""
+    match kind:
+        case "local":
+            return {"name": uuid4().hex}
+        case "grpc":
+            return {"host": "127.0.0.1", "port": 0}
+        case "mqtt":
+            return {"port": request.getfixturevalue("mosquitto").port, "run": uuid4().hex, "rank": 0}
+        case _:
+            return {"rank": 0}
+
+
+async def network_of(kind: str, request: pytest.FixtureRequest, *, is_fair: bool) -> AsyncIterator[Network]:
+    network = Network(kind, settings_for(kind, request), is_fair=is_fair)
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_fair:
+            patch.setattr(LinkHub, "serve", serve_without_trust)
+        yield network
+        await soon(network.close())
+
+
+async def serve_without_trust(hub: LinkHub, carrier: Carrier, serve: Any = LinkHub.serve) -> None:
+    """The client's end spoils both directions, so the server's end is not reliable either."""
+    await serve(hub, FaultyCarrier(carrier, Faults(), random.Random(0)))
+
+
+@pytest.fixture(
+    params=[(kind, is_fair) for is_fair in (True, False) for kind in KINDS],
+    ids=lambda p: f"{p[0]}-{'fair' if p[1] else 'foul'}",
+)
 async def network(request: pytest.FixtureRequest) -> AsyncIterator[Network]:
     """For what must hold over every carrier in every weather."""
-    network = Network(request.param)
-    yield network
-    await soon(network.close())
+    async for network in network_of(request.param[0], request, is_fair=request.param[1]):
+        yield network
 
 
-@pytest.fixture(params=["local", "grpc"])
+@pytest.fixture(params=KINDS)
 async def fair_network(request: pytest.FixtureRequest) -> AsyncIterator[Network]:
     """For what is exact only while nothing breaks by itself."""
-    network = Network(request.param)
-    yield network
-    await soon(network.close())
+    async for network in network_of(request.param, request, is_fair=True):
+        yield network

@@ -1,26 +1,21 @@
-"""What belongs to one carrier only: names and settings, gRPC's addresses and processes, refusals, faults."""
+"""What belongs to one carrier only: names and settings, refusals, faults."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import random
-import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from lightsecagg.comm import base
-from lightsecagg.comm.base import Arrived, Away, Back, Gone, LinkSettings, Payload, make_hub, make_transport
+from lightsecagg.comm.base import Arrived, Away, Gone, LinkSettings, make_hub, make_transport
 from lightsecagg.comm.driver import Carrier
 from lightsecagg.comm.faults import Faults, FaultyCarrier
-from lightsecagg.comm.frame import MAX_FRAME, Kind, decode, encode, encode_resumes
+from lightsecagg.comm.frame import Kind, decode, encode, encode_resumes
 from lightsecagg.comm.local import LocalHub
-from lightsecagg.errors import CommError, ConfigError
+from lightsecagg.errors import ConfigError
 
 QUICK = LinkSettings(heartbeat_interval=0.1, heartbeat_timeout=1.0, reconnect_window=10.0)
 
@@ -37,21 +32,25 @@ async def soon(hub: base.Hub, kind: type[base.Event]) -> base.Event:
 
 
 def test_unknown_backend_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"wanted one of GRPC, LOCAL, found 'CARRIER_PIGEON'"):
+    with pytest.raises(
+        ConfigError, match=r"wanted one of GRPC, LOCAL, MPI, MQTT, MQTT_S3, found 'CARRIER_PIGEON'"
+    ):
         make_hub("CARRIER_PIGEON", {})
 
 
-@pytest.mark.parametrize("name", ["MQTT", "MQTT_S3", "MPI"])
-def test_later_backends_say_so(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is not in this version; wanted one of GRPC, LOCAL"):
-        make_transport(name, {})
-
-
-def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "grpc", None)
-    monkeypatch.delitem(sys.modules, "lightsecagg.comm.grpc", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'lightsecagg\[grpc\]'"):
-        make_hub("GRPC", {})
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("GRPC", "grpc", "grpc"), ("MQTT", "paho.mqtt", "mqtt"), ("MPI", "mpi4py", "mpi")],
+)
+def test_missing_extra_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    for loaded in list(sys.modules):
+        if loaded.startswith((f"{package}.", f"lightsecagg.comm.{name.lower()}")):
+            monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"pip install 'lightsecagg\[{extra}\]'"):
+        make_hub(name, {})
 
 
 def test_others_can_add_a_carrier(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +59,7 @@ def test_others_can_add_a_carrier(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("WRONG", "lightsecagg.comm.local:dial", base.ENTRY_POINTS),
     ]
     monkeypatch.setattr(base, "entry_points", lambda group: points if group == base.ENTRY_POINTS else [])
-    assert base.known_backends() == ["GRPC", "LOCAL", "PIGEON", "WRONG"]
+    assert base.known_backends() == ["GRPC", "LOCAL", "MPI", "MQTT", "MQTT_S3", "PIGEON", "WRONG"]
     assert isinstance(make_hub("Pigeon", {"name": "loft"}), LocalHub)
     with pytest.raises(ConfigError, match="entry point of WRONG"):
         make_hub("WRONG", {})
@@ -74,11 +73,6 @@ def test_backend_names_have_no_case() -> None:
     ("backend", "settings", "key"),
     [
         ("LOCAL", {"name": ""}, "comm_args.local.name"),
-        ("GRPC", {"host": ""}, "comm_args.grpc.host"),
-        ("GRPC", {"host": 7}, "comm_args.grpc.host"),
-        ("GRPC", {"port": 65536}, "comm_args.grpc.port"),
-        ("GRPC", {"port": "8890"}, "comm_args.grpc.port"),
-        ("GRPC", {"port": True}, "comm_args.grpc.port"),
     ],
 )
 def test_wrong_setting_is_named(backend: str, settings: dict[str, object], key: str) -> None:
@@ -86,117 +80,6 @@ def test_wrong_setting_is_named(backend: str, settings: dict[str, object], key: 
         make_hub(backend, settings)
     with pytest.raises(ConfigError, match=f"{key}: wanted .* found"):
         make_transport(backend, settings)
-
-
-# gRPC without encryption.
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.5", "server.example.org", "::"])
-def test_plaintext_beyond_loopback_is_refused(host: str) -> None:
-    for make in (make_hub, make_transport):
-        with pytest.raises(ConfigError, match=r"not a loopback address.*insecure: true"):
-            make("GRPC", {"host": host})
-
-
-def test_plaintext_that_is_asked_for_gets_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="lightsecagg"):
-        make_transport("GRPC", {"host": "10.0.0.5", "insecure": True})
-    assert "not encrypted" in caplog.text
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
-def test_plaintext_on_loopback_is_quiet(host: str, caplog: pytest.LogCaptureFixture) -> None:
-    make_transport("GRPC", {"host": host})
-    assert caplog.text == ""
-
-
-# gRPC between processes.
-
-CLIENT = """
-import asyncio, sys
-from lightsecagg.comm.base import LinkSettings, Payload, make_transport
-
-async def main():
-    link = LinkSettings(heartbeat_interval=0.1, heartbeat_timeout=1.0, reconnect_window=10.0)
-    transport = make_transport("GRPC", {"host": "127.0.0.1", "port": int(sys.argv[1])}, link)
-    await transport.connect()
-    while True:
-        event = await transport.receive()
-        if isinstance(event, Payload):
-            await transport.send(event.data)
-
-asyncio.run(main())
-"""
-
-
-@pytest.fixture
-async def grpc_hub() -> AsyncIterator[base.Hub]:
-    hub = make_hub("GRPC", {"port": 0}, QUICK)
-    await hub.start()
-    yield hub
-    await hub.close()
-
-
-@pytest.fixture
-async def client_process(grpc_hub: base.Hub) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A client in a process of its own, which echoes."""
-    port = grpc_hub.address.rsplit(":", 1)[1]
-    process = subprocess.Popen([sys.executable, "-c", CLIENT, port])  # noqa: ASYNC220 (it returns at once)
-    await soon(grpc_hub, Arrived)
-    yield process
-    process.kill()
-    process.wait()
-
-
-async def test_killed_process_is_away_at_once(
-    grpc_hub: base.Hub, client_process: subprocess.Popen[bytes]
-) -> None:
-    await grpc_hub.send(1, b"hello")
-    assert await soon(grpc_hub, Payload) == Payload(1, b"hello")
-    client_process.send_signal(signal.SIGKILL)
-    await soon(grpc_hub, Away)
-
-
-async def test_stopped_process_is_away_and_carries_on(
-    grpc_hub: base.Hub, client_process: subprocess.Popen[bytes]
-) -> None:
-    os.kill(client_process.pid, signal.SIGSTOP)
-    await soon(grpc_hub, Away)
-    await grpc_hub.send(1, b"sleeping?")
-    os.kill(client_process.pid, signal.SIGCONT)
-    await soon(grpc_hub, Back)
-    while (event := await grpc_hub.receive()) in (Away(1), Back(1)):
-        pass  # it may take the server for absent, having slept itself, and connect anew
-    assert event == Payload(1, b"sleeping?")
-
-
-async def test_frame_over_the_limit_ends_the_stream_unread(grpc_hub: base.Hub) -> None:
-    from lightsecagg.comm.grpc import dial
-
-    carrier = await dial(grpc_hub.address, [("grpc.max_send_message_length", -1)])
-    await carrier.write(encode(Kind.OPEN, bytes(16), payload=encode_resumes(False)))
-    await soon(grpc_hub, Arrived)
-    assert await carrier.read() is not None  # ACCEPT
-    await carrier.write(bytes(MAX_FRAME + 1))
-    await soon(grpc_hub, Away)
-    assert grpc_hub.stats(1).bytes_received < 100
-    await carrier.close()
-
-
-async def test_something_else_on_the_port_is_waited_out_with_a_reason() -> None:
-    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        writer.close()
-
-    web_server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = web_server.sockets[0].getsockname()[1]
-    link = LinkSettings(connect_timeout=0.5)
-    said: list[str] = []
-    transport = make_transport("GRPC", {"port": port}, link, on_waiting=said.append)
-    with pytest.raises(CommError, match="check that"):
-        await transport.connect()
-    web_server.close()
-    assert len(said) == 1
 
 
 # Sessions and their owners.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from lightsecagg.comm.base import (
     Gone,
     Payload,
 )
+from lightsecagg.comm.driver import Carrier
 from lightsecagg.comm.frame import HEADER_SIZE, MAX_FRAME, Kind, encode
 from lightsecagg.errors import CommError
 
@@ -92,7 +94,7 @@ async def test_one_byte_over_the_limit_is_refused_before_it_is_queued(network: N
 
 
 async def test_long_stream_arrives_both_ways_at_once(network: Network) -> None:
-    count = 64 if network.is_fair else 12
+    count = 256 if network.is_fair else 12
     hub, client, _ = await network.pair()
     rng = random.Random(2)
     sent = [rng.randbytes(MIB) for _ in range(4)]
@@ -418,20 +420,70 @@ async def test_client_gives_up_with_a_reason(fair_network: Network) -> None:
 
 async def test_two_servers_cannot_have_one_address(fair_network: Network) -> None:
     await fair_network.hub()
-    with pytest.raises(CommError, match=r"comm_args\..*(name|port)"):
+    with pytest.raises(CommError, match=r"comm_args\..*(name|port|run)"):
         await fair_network.hub()
 
 
-async def test_more_sessions_than_allowed_are_refused(fair_network: Network) -> None:
+async def test_client_waits_while_the_server_has_as_many_sessions_as_it_keeps(fair_network: Network) -> None:
     hub = await fair_network.hub(max_peers=2)
     first, _ = await fair_network.join(hub)
     await fair_network.join(hub)
-    third = fair_network.client()
+    hasty = fair_network.client(connect_timeout=0.5)
     with pytest.raises(CommError, match="server_full"):
-        await fair_network.soon(third.transport.connect())
+        await fair_network.soon(hasty.transport.connect())
+    third = fair_network.client()
+    said = asyncio.Event()
+    third.transport._on_waiting = lambda _text: said.set()
+    connecting = asyncio.create_task(third.transport.connect())
+    await fair_network.soon(said.wait())
     await first.transport.close()
     await fair_network.expect(hub, Gone)
-    await fair_network.join(hub)
+    await fair_network.soon(connecting)
+
+
+class Restamped(Carrier):
+    """Makes frames pass for another version's, with the checksum that those would have."""
+
+    def __init__(self, carrier: Carrier, *, answers: bool) -> None:
+        self._carrier = carrier
+        self._answers = answers
+
+    @staticmethod
+    def stamp(frame: bytes) -> bytes:
+        head = frame[:2] + bytes([frame[2] + 1]) + frame[3 : HEADER_SIZE - 4]
+        payload = frame[HEADER_SIZE:]
+        return head + zlib.crc32(payload, zlib.crc32(head)).to_bytes(4, "big") + payload
+
+    async def read(self) -> bytes | None:
+        frame = await self._carrier.read()
+        return self.stamp(frame) if frame and self._answers else frame
+
+    async def write(self, frame: bytes) -> None:
+        await self._carrier.write(self.stamp(frame))
+
+    async def finish(self) -> None:
+        await self._carrier.finish()
+
+    async def close(self) -> None:
+        await self._carrier.close()
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["at the server", "at the client"])
+async def test_peer_of_another_version_is_told_so(fair_network: Network, answers: bool) -> None:
+    hub, client, _ = await fair_network.pair()
+    other = fair_network.client()
+    dial = other.transport._dial
+
+    async def restamped() -> Carrier:
+        return Restamped(await dial(), answers=answers)
+
+    other.transport._dial = restamped
+    with pytest.raises(
+        CommError, match=r"another version of lightsecagg \(wrong_version\): install the same"
+    ):
+        await fair_network.soon(other.transport.connect())
+    await client.transport.send(b"undisturbed")
+    assert await fair_network.soon(hub.receive()) == Payload(1, b"undisturbed")
 
 
 async def test_garbage_from_a_stranger_disturbs_nobody(fair_network: Network) -> None:
@@ -455,7 +507,7 @@ async def test_garbage_within_a_session_is_counted(fair_network: Network) -> Non
     hub, client, peer = await fair_network.pair()
     assert client.carrier is not None
     token = client.transport._link.session
-    for frame in (b"", b"garbage", encode(Kind.DATA, bytes(16)), encode(Kind.OPEN, token, acknowledged=99)):
+    for frame in (b"?", b"garbage", encode(Kind.DATA, bytes(16)), encode(Kind.OPEN, token, acknowledged=99)):
         await client.carrier.write(frame)
     await client.transport.send(b"undisturbed")
     assert await fair_network.soon(hub.receive()) == Payload(peer, b"undisturbed")
