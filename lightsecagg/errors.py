@@ -109,6 +109,9 @@ class Reason(StrEnum):
     WRONG_RUN = "wrong_run"  # another run id
     WRONG_VERSION = "wrong_version"  # another protocol version
     RANK_OUT_OF_RANGE = "rank_out_of_range"  # a rank outside 1..worker_num
+    NOT_AUTHENTICATED = (
+        "not_authenticated"  # the carrier knows it under another name than its rank's, or none
+    )
     RANK_TAKEN = "rank_taken"  # the rank's holder is up, or is another identity
     REPLACED = "replaced"  # the same identity joined anew from another process
     SETTINGS_DIFFER = "settings_differ"  # a setting that must agree does not

@@ -12,7 +12,7 @@ import pydantic
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, Reason, RemoteProtocolError, RunStopped
 from lightsecagg.identity import Identity
-from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings
+from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings, server_address
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.participation import Context, ForgottenError, Observer, Participation, RefusedError
 from lightsecagg.managers.scheme import entries_of, make_scheme, plan
@@ -113,7 +113,6 @@ class Client:
 
     def _announce(self) -> None:
         settings = self._settings
-        address = f"{settings.comm_args.grpc.host}:{settings.comm_args.grpc.port}"
         self._tracker.emit(
             events.RunStarted(
                 run_id=self._folder.run_id,
@@ -121,7 +120,7 @@ class Client:
                 num_clients=self._planned.num_clients,
                 target_survivors=self._planned.target_survivors,
                 privacy_threshold=self._planned.privacy_threshold,
-                address=address,
+                address=server_address(settings),
                 secure=settings.secure,
                 model_path="",  # the server writes it
                 log_path=str(self._folder.logs),
@@ -130,14 +129,17 @@ class Client:
         for text in self._context.scheme.notices:
             self._tracker.emit(events.Notice(text=text, level="warning"))
 
-    async def _take_part(self) -> None:
-        transport = comm.make_transport(
+    def _transport(self) -> comm.Transport:
+        return comm.make_transport(
             self._settings.comm_args.backend,
-            carrier_settings(self._settings, self._folder.run_id),
+            carrier_settings(self._settings, self._folder.run_id, self._context.rank),
             link_settings(self._settings),
             on_waiting=lambda text: self._tracker.emit(events.Notice(text=text)),
             rng=random.Random(),
         )
+
+    async def _take_part(self) -> None:
+        transport = self._transport()
         try:
             await transport.connect()
             run = await self._join(transport)

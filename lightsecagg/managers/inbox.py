@@ -55,7 +55,7 @@ class FromClient:
     """A message of a client, for the round."""
 
     client: Client
-    message: bytes
+    message: bytes | memoryview
 
 
 @dataclass(frozen=True)

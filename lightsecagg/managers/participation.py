@@ -198,7 +198,7 @@ class Participation:
                 case _:
                     pass
 
-    async def _payload(self, data: bytes) -> None:
+    async def _payload(self, data: bytes | memoryview) -> None:
         message = from_server(data)
         if self._context.observe is not None:
             self._context.observe(f"take {type(message).__name__}")
@@ -217,7 +217,7 @@ class Participation:
                 round_ = self._round
                 await self._carry_out(round_, await self._call(lambda: self._take(round_, data)))
 
-    def _take(self, round_: _Round, data: bytes) -> list[Action]:
+    def _take(self, round_: _Round, data: bytes | memoryview) -> list[Action]:
         actions = round_.machine.receive(data)
         # At once, and not when the round ends: a session may be lost in between, and a number is used once.
         context = self._context

@@ -63,7 +63,7 @@ class Server:
         self._aborted = 0
         self._accuracy: float | None = None
         self._hub = comm.make_hub(
-            settings.comm_args.backend, carrier_settings(settings, folder.run_id), link_settings(settings)
+            settings.comm_args.backend, carrier_settings(settings, folder.run_id, 0), link_settings(settings)
         )
         run = Run.new(folder.run_id)
         self._session = Session(
@@ -75,6 +75,7 @@ class Server:
             given={GIVEN: given},
             roster=load_roster(settings),
             secure=settings.secure,
+            authenticated_as=settings.comm_args.authenticated_as,
             stall_timeout=settings.comm_args.stall_timeout,
             tracker=tracker,
         )

@@ -27,9 +27,19 @@ from lightsecagg.sealing import is_round_key
 from lightsecagg.tracking.events import ClientJoined, ClientLost, ClientRefused, Tracker
 
 _HELLO_TIMEOUT = 30.0  # seconds that a connection may take to say who it is
+_MOST_JOINING = 64  # connections beside the ranks' own that may be about to say it: then the oldest goes
 
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Newcomer:
+    """A connection that has not said who it is, or not proved it."""
+
+    joining: ServerJoining
+    authenticated_as: str | None
+    timer: asyncio.TimerHandle
 
 
 @dataclass
@@ -45,6 +55,7 @@ class Session:
         given: settings that the server sets.
         roster: who may take part.
         secure: whether readiness comes as a signed round key.
+        authenticated_as: the name under which the carrier must know a client, ``{rank}`` being its rank.
         stall_timeout: seconds that a client's buffer may stay full.
         tracker: is told who comes and goes.
     """
@@ -57,13 +68,14 @@ class Session:
     given: Mapping[str, str]
     roster: Roster | None
     secure: bool
+    authenticated_as: str | None
     stall_timeout: float
     tracker: Tracker
     clients: dict[int, Client] = field(default_factory=dict)
     inbox: Inbox | None = None
     """Of the round that runs; between rounds late messages are dropped."""
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    _joining: dict[int, tuple[ServerJoining, asyncio.TimerHandle]] = field(default_factory=dict)
+    _joining: dict[int, _Newcomer] = field(default_factory=dict)
     _ranks: dict[int, int] = field(default_factory=dict)
     _refused: dict[bytes, Reason] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -76,7 +88,7 @@ class Session:
             event = await self.hub.receive()
             match event:
                 case comm.Arrived():
-                    self._arrived(event.peer)
+                    self._arrived(event)
                 case comm.Payload():
                     await self._payload(event.peer, event.data)
                 case comm.Away():
@@ -147,20 +159,22 @@ class Session:
         tasks = [client.sender for client in self.clients.values() if client.sender is not None]
         for task in [*tasks, *self._tasks]:
             task.cancel()
-        for _, timer in self._joining.values():
-            timer.cancel()
+        for newcomer in self._joining.values():
+            newcomer.timer.cancel()
         await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
 
-    def _arrived(self, peer: int) -> None:
+    def _arrived(self, event: comm.Arrived) -> None:
         joining = ServerJoining(self.run, self.worker_num, self.agreed, self.layout, self.roster)
         timer = asyncio.get_running_loop().call_later(
-            _HELLO_TIMEOUT, self._turn_away, peer, Reason.LINK_LOST, ""
+            _HELLO_TIMEOUT, self._turn_away, event.peer, Reason.LINK_LOST, ""
         )
-        self._joining[peer] = (joining, timer)
+        self._joining[event.peer] = _Newcomer(joining, event.authenticated_as, timer)
+        if len(self._joining) > _MOST_JOINING + self.worker_num:
+            self._turn_away(next(iter(self._joining)), Reason.LINK_LOST, "")
         with contextlib.suppress(CommError):  # it may have left again: its own event will say so
-            self.hub.try_send(peer, joining.challenge())
+            self.hub.try_send(event.peer, joining.challenge())
 
-    async def _payload(self, peer: int, data: bytes) -> None:
+    async def _payload(self, peer: int, data: bytes | memoryview) -> None:
         if peer in self._joining:
             self._hello(peer, data)
             return
@@ -187,16 +201,31 @@ class Session:
             case _:
                 pass  # anything of an ended round is late
 
-    def _hello(self, peer: int, data: bytes) -> None:
-        joining, timer = self._joining.pop(peer)
-        timer.cancel()
+    def _hello(self, peer: int, data: bytes | memoryview) -> None:
+        newcomer = self._joining[peer]
         try:
-            applicant = joining.receive(data)
+            applicant = newcomer.joining.receive(data)
+            self._compare_names(applicant.rank, newcomer.authenticated_as)
             self._admit(peer, applicant.rank, applicant.identity)
         except JoiningRefusedError as error:
             rank = _rank_named(data)
             self.tracker.emit(ClientRefused(rank=rank, reason=error.reason.value, detail=error.detail))
             self._turn_away(peer, error.reason, error.detail)
+        else:
+            del self._joining[peer]
+            newcomer.timer.cancel()
+
+    def _compare_names(self, rank: int, found: str | None) -> None:
+        """Hold the rank against whom the carrier knows, where the settings ask for it."""
+        if self.authenticated_as is None:
+            return
+        wanted = self.authenticated_as.replace("{rank}", str(rank))
+        if found != wanted:
+            raise JoiningRefusedError(
+                Reason.NOT_AUTHENTICATED,
+                f"rank {rank} must be {wanted!r} to the carrier (comm_args.authenticated_as at the server), "
+                f"which knows {'nobody' if found is None else repr(found)} there",
+            )
 
     def _admit(self, peer: int, rank: int, identity: bytes) -> None:
         if self.is_over:
@@ -265,7 +294,7 @@ class Session:
 
     def _gone(self, peer: int, reason: str) -> None:
         if peer in self._joining:
-            self._joining.pop(peer)[1].cancel()
+            self._joining.pop(peer).timer.cancel()
         rank = self._ranks.get(peer)
         if rank is not None:
             if (sender := self.clients[rank].sender) is not None:
@@ -309,7 +338,8 @@ class Session:
             client.sender.cancel()
 
     def _turn_away(self, peer: int, reason: Reason, detail: str) -> None:
-        self._joining.pop(peer, None)
+        if (newcomer := self._joining.pop(peer, None)) is not None:
+            newcomer.timer.cancel()
         with contextlib.suppress(CommError):
             self.hub.try_send(peer, refusal(reason, detail))
         self._spawn(self.hub.close_peer(peer, reason.value))
@@ -320,7 +350,7 @@ class Session:
         task.add_done_callback(self._tasks.discard)
 
 
-def _rank_named(data: bytes) -> int | None:
+def _rank_named(data: bytes | memoryview) -> int | None:
     try:
         message = from_client(data)
     except RemoteProtocolError:

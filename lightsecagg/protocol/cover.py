@@ -10,9 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Set
 from typing import NamedTuple
 
-import networkx as nx
-from networkx.algorithms import bipartite
-
 Complaint = tuple[int, int]
 """(sender, receiver)"""
 
@@ -45,6 +42,9 @@ def settle(candidates: Set[int], answerers: Set[int], complaints: Iterable[Compl
 
 def _koenig(edges: list[Complaint], *, towards_receivers: bool) -> Cover:
     """König's cover from a Hopcroft–Karp matching, seen from the senders' side or the receivers'."""
+    import networkx as nx  # noqa: PLC0415 - 20 MB that a round without complaints does without
+    from networkx.algorithms import bipartite  # noqa: PLC0415
+
     near = "receiver" if towards_receivers else "sender"
     graph: nx.Graph[tuple[str, int]] = nx.Graph()
     for i, j in edges:

@@ -53,8 +53,9 @@ def _carrier(settings: Settings) -> list[str]:
         lines.append("comm_args.backend: MQTT_S3 means MQTT with the models in the messages, not in S3")
         if comm.s3_config_path is not None:
             lines.append("comm_args.s3_config_path: not served; nothing is stored in S3")
-    if comm.backend in ("MQTT", "MQTT_S3") and comm.mqtt_config_path is not None:
-        lines.append("comm_args.mqtt_config_path: not in this version, as the carrier is not")
-    if comm.grpc_ipconfig_path is not None and comm.backend == "GRPC":
-        lines.append("comm_args.grpc_ipconfig_path: not read; comm_args.grpc says where the server is")
+    if comm.backend in ("MQTT", "MQTT_S3") and comm.mqtt.embedded_broker:
+        lines.append(
+            "comm_args.mqtt.embedded_broker: for trying out: it asks nobody who he is, and is slower than a "
+            "broker of its own (`lightsecagg mqtt-config` sets one up)"
+        )
     return lines

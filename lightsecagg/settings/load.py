@@ -12,13 +12,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lightsecagg.errors import ConfigError
-from lightsecagg.settings import fedml
+from lightsecagg.settings import fedml, fedml_files
 from lightsecagg.settings.checks import ConflictError, Problem
 from lightsecagg.settings.schema import Settings
 from lightsecagg.settings.source import describe, parse, read
 from lightsecagg.settings.types import WANTED
 
-_SECRET_KEYS = frozenset({"wandb_key"})
+_SECRET_KEYS = frozenset({"wandb_key", "password"})
 
 # pydantic's error types that our fields can produce, in words for people; {} is filled from the error.
 _WANTED_WORDS = {
@@ -49,6 +49,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Settings, list[str]
     """
     raw = read(path)
     overridden = {_override(raw, text) for text in overrides}
+    connection_notices = fedml_files.lay_under(raw, path.parent)
     unknown: list[tuple[str, str]] = []
     known = _known_part(Settings, raw, "", unknown)
     try:
@@ -61,7 +62,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Settings, list[str]
         lines = [
             f"{_origin(path, key, overridden)}{key}: unknown key, ignored{hint}" for key, hint in unknown
         ]
-        return settings, lines + fedml.notices(settings)
+        return settings, lines + connection_notices + fedml.notices(settings)
     # Raised outside the handlers: pydantic's error holds the values, secrets among them, and stays behind.
     raise ConfigError("\n".join(f"{_origin(path, problem.key, overridden)}{problem}" for problem in problems))
 

@@ -13,6 +13,7 @@ from lightsecagg.settings.types import (
     FilePath,
     Mode,
     Name,
+    NameOfRank,
     NotNegative,
     Optimizer,
     Port,
@@ -149,7 +150,25 @@ class GrpcArgs(Section):
 
     host: Name = "127.0.0.1"
     port: Port = 8890  # 0: any free port, of use to a server alone
+    ca: FilePath | None = None  # client: who signed the server's certificate; server: who signs its clients'
+    cert: FilePath | None = None  # own certificate chain, PEM; a server has TLS where it is set
+    key: FilePath | None = None  # its private key
     insecure: bool = False  # plaintext beyond loopback
+
+
+class MqttArgs(Section):
+    """``comm_args.mqtt``: the broker over which server and clients meet, and who they are to it."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 1883
+    username: Name | None = None  # `{rank}` stands for the rank; the server's is 0
+    password: SecretStr | None = None
+    credentials: FilePath | None = None  # folder of `lightsecagg mqtt-config`: `server` and `client-RANK`
+    ca: FilePath | None = None  # who signed the broker's certificate
+    cert: FilePath | None = None  # own certificate, for brokers that ask for one
+    key: FilePath | None = None
+    insecure: bool = False  # plaintext beyond loopback
+    embedded_broker: bool = False  # the server process is the broker; for trying out
 
 
 class CommArgs(Section):
@@ -157,6 +176,8 @@ class CommArgs(Section):
 
     backend: Literal["GRPC", "LOCAL", "MPI", "MQTT", "MQTT_S3"] = "GRPC"
     grpc: GrpcArgs = GrpcArgs()
+    mqtt: MqttArgs = MqttArgs()
+    authenticated_as: NameOfRank | None = None  # how the carrier must know a client: client-{rank}
     mqtt_config_path: FilePath | None = None
     s3_config_path: FilePath | None = None
     grpc_ipconfig_path: FilePath | None = None

@@ -35,6 +35,12 @@ def _path(value: Any) -> Any:
     raise _wanted("a path")
 
 
+def _name_of_rank(value: Any) -> Any:
+    if isinstance(value, str) and "{rank}" in value:
+        return value
+    raise _wanted("a name that holds {rank}, such as client-{rank}")
+
+
 def _ranks(value: Any) -> Any:
     if isinstance(value, str):  # FedML's files hold "[]" and "[1, 2]" as text
         with contextlib.suppress(ValueError):
@@ -71,6 +77,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(min_length=1)]
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
+NameOfRank = Annotated[str, BeforeValidator(_name_of_rank)]
 Ranks = Annotated[tuple[int, ...], BeforeValidator(_ranks)]
 PrimeNumber = Annotated[Literal["auto"] | int, BeforeValidator(_prime_number)]
 ExtraAnswers = Annotated[Literal[0], _served(0, wanted="0 (robust decoding is not in this version)")]

@@ -41,10 +41,11 @@ def refusal(path: Path, *overrides: str) -> str:
 def test_fedml_example_loads_as_it_is_and_says_what_is_not_served() -> None:
     settings, notices = load(FEDML)
     assert notices == [
+        "comm_args.mqtt_config_path: config/mqtt_config.yaml is not there; what comm_args.mqtt says, or its "
+        "defaults, stand",
         "environment_args.bootstrap: not run: 'config/bootstrap.sh'",
         "comm_args.backend: MQTT_S3 means MQTT with the models in the messages, not in S3",
         "comm_args.s3_config_path: not served; nothing is stored in S3",
-        "comm_args.mqtt_config_path: not in this version, as the carrier is not",
     ]
     assert settings.secure
     assert (settings.cohort_size, settings.num_silos, settings.device_args.worker_num) == (2, 1000, 2)
@@ -328,7 +329,8 @@ def test_override_that_is_none_is_refused(override: str, said: str) -> None:
         ),
         (
             "comm_args.grpc_ipconfig_path=config/ip.csv",
-            "comm_args.grpc_ipconfig_path: not read; comm_args.grpc says where the server is",
+            "comm_args.grpc_ipconfig_path: config/ip.csv is not there; what comm_args.grpc says, or its "
+            "defaults, stand",
         ),
         (
             "train_args.federated_optimizer=FedAvg",
