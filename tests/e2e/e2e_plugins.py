@@ -18,6 +18,7 @@ from lightsecagg.training.base import (
 )
 
 DIMENSION = 23
+LARGE_DIMENSION = 2_000_000
 
 
 def tiny() -> Dataset:
@@ -28,9 +29,9 @@ def tiny() -> Dataset:
     return Dataset("tiny", x[:100], y[:100], x[100:], y[100:], 3)
 
 
-def known_delta(data: LocalData) -> Array:
-    """What a client with this data adds to the model in every round: float64 (DIMENSION,)."""
-    basis = np.linspace(-1.0, 1.0, DIMENSION)
+def known_delta(data: LocalData, dimension: int = DIMENSION) -> Array:
+    """What a client with this data adds to the model in every round: float64 (dimension,)."""
+    basis = np.linspace(-1.0, 1.0, dimension)
     return np.sin(basis * (1 + float(data.x.sum()))) + len(data) / 100
 
 
@@ -53,6 +54,18 @@ class KnownTrainer(Trainer):
 
     def evaluate(self, x: Array, y: Array) -> Evaluation:
         return Evaluation(None, None, len(y))
+
+
+class LargeTrainer(KnownTrainer):
+    """The same with a model that takes its time on a slow line: 8 MB of float32."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        super().__init__(dataset, seed)
+        self._state["w"] = np.zeros(LARGE_DIMENSION, np.float32)
+
+    def train(self, data: LocalData, settings: TrainSettings, should_stop: Callable[[], bool]) -> TrainResult:
+        self._state["w"] = self._state["w"] + known_delta(data, LARGE_DIMENSION).astype(np.float32)
+        return TrainResult(len(data), None)
 
 
 class DivergingTrainer(KnownTrainer):

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,11 @@ def free_port() -> int:
 class Process:
     """One process; what it prints is read line by line."""
 
-    def __init__(self, words: Sequence[str], cwd: Path, halt: str | None) -> None:
+    def __init__(self, words: Sequence[str], cwd: Path, halt: str | None, inside: Sequence[str] = ()) -> None:
         if halt is not None:
             words = [*words, "--halt-at", halt]
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "lightsecagg", *words],
+            [*inside, sys.executable, "-m", "lightsecagg", *words],
             cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -118,14 +119,23 @@ class Process:
 class Run:
     """One run in a folder of its own; use as a context manager."""
 
-    def __init__(self, folder: Path, workers: int, **changes: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        workers: int,
+        *,
+        inside: Mapping[int, Sequence[str]] | None = None,
+        **changes: dict[str, Any],
+    ) -> None:
+        """`inside`: by rank, 0 the server, the words that start a command on that host."""
         self.folder = folder
+        self._inside = inside or {}
         self.run_id = "r1"
         self.port = free_port()
         values = {section: {**given, **changes.pop(section, {})} for section, given in BASE.items()}
         values |= changes
         values.setdefault("device_args", {})["worker_num"] = workers
-        values["comm_args"]["grpc"] = {"port": self.port}
+        values["comm_args"]["grpc"] = {"port": self.port, **values["comm_args"].get("grpc", {})}
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(values))
         self._started: list[Process] = []
@@ -138,16 +148,17 @@ class Run:
             process.close()
 
     def server(self, *words: str) -> Process:
-        return self._start(["server", *self._common(), *words], None)
+        return self._start(["server", *self._common(), *words], None, self._inside.get(0, ()))
 
     def client(self, rank: int, *words: str, halt: str | None = None) -> Process:
-        return self._start(["client", *self._common(), "--rank", str(rank), *words], halt)
+        words = ("client", *self._common(), "--rank", str(rank), *words)
+        return self._start(words, halt, self._inside.get(rank, ()))
 
     def _common(self) -> list[str]:
         return ["--cf", str(self.config), "--run_id", self.run_id, "--runs", str(self.folder / "runs")]
 
-    def _start(self, words: Sequence[str], halt: str | None) -> Process:
-        process = Process(words, self.folder, halt)
+    def _start(self, words: Sequence[str], halt: str | None, inside: Sequence[str] = ()) -> Process:
+        process = Process(words, self.folder, halt, inside)
         self._started.append(process)
         return process
 
@@ -169,3 +180,22 @@ class Run:
         dataset, settings = e2e_plugins.tiny(), self.settings
         silos = partition(dataset.train_y, settings.num_silos, "homo", 0.5, 0)
         return LocalData(dataset.train_x[silos[rank - 1]], dataset.train_y[silos[rank - 1]])
+
+
+def assert_model_is_the_exact_mean(run: Run) -> None:
+    """The model file is Σ over rounds of Σ n·δ / Σ n over the reported S, within the quantizer's step."""
+    wanted = [Fraction(0)] * e2e_plugins.DIMENSION
+    slack = Fraction(0)
+    completed = run.events("RoundCompleted")
+    for event in completed:
+        data = map(run.local_data, event["survivors"])
+        parts = [(e2e_plugins.known_delta(samples), len(samples)) for samples in data]
+        total = sum(weight for _, weight in parts)
+        for index in range(e2e_plugins.DIMENSION):
+            wanted[index] += sum(Fraction(float(delta[index])) * weight for delta, weight in parts) / total
+        # Each survivor's coordinate is rounded by at most half a step of 2^-16 in units of max_weight.
+        slack += Fraction(len(parts) * 1000, 2 * total * 2**16)
+    model = run.model()
+    worst = max(abs(Fraction(float(found)) - want) for found, want in zip(model["w"], wanted, strict=True))
+    assert worst <= slack + Fraction(1, 10**12)
+    assert model["steps"].tolist() == [5], "integer buffers stay the server's"

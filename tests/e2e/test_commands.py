@@ -105,7 +105,6 @@ def test_keygen_overwrites_nothing_and_the_roster_takes_nobody_twice(tmp_path: P
         ("secure_aggregation_args.targeted_number_active_clients=9", "at most"),
         ("secure_aggregation_args.collusion_rate=0.9", "the largest collusion rate"),
         ("data_args.dataset=mnist", "data_args"),
-        ("comm_args.backend=MQTT", "not in this version"),
         ("comm_args.backend=LOCAL", "lightsecagg run"),
         ("comm_args.grpc.host=0.0.0.0", "insecure"),
         ("train_args.comm_round=many", "train_args.comm_round"),

@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import signal
 import socket
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.e2e.e2e_plugins import DIMENSION, known_delta
-from tests.e2e.processes import Run
-
-
-def assert_model_is_the_exact_mean(run: Run) -> None:
-    """The model file is Σ over rounds of Σ n·δ / Σ n over the reported S, within the quantizer's step."""
-    wanted = [Fraction(0)] * DIMENSION
-    slack = Fraction(0)
-    completed = run.events("RoundCompleted")
-    for event in completed:
-        parts = [(data, len(data)) for data in map(run.local_data, event["survivors"])]
-        total = sum(weight for _, weight in parts)
-        for index in range(DIMENSION):
-            wanted[index] += sum(Fraction(float(known_delta(data)[index])) * n for data, n in parts) / total
-        # Each survivor's coordinate is rounded by at most half a step of 2^-16 in units of max_weight.
-        slack += Fraction(len(parts) * 1000, 2 * total * 2**16)
-    model = run.model()
-    worst = max(abs(Fraction(float(found)) - want) for found, want in zip(model["w"], wanted, strict=True))
-    assert worst <= slack + Fraction(1, 10**12)
-    assert model["steps"].tolist() == [5], "integer buffers stay the server's"
-
+from tests.e2e.e2e_plugins import known_delta
+from tests.e2e.processes import Run, assert_model_is_the_exact_mean
 
 PHASES = {
     # the message at which clients are killed in round 1: whether they are in its average
