@@ -24,10 +24,10 @@ $(STAMP): pyproject.toml
 demo: install
 	$(BIN)/lightsecagg demo
 
-# Debian's packages are asked for here only: the broker of the MQTT tests.
+# Debian's packages are asked for here only: the broker of the MQTT tests and benchmarks, and what tests/network makes hosts with.
 apt:
-	@command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || \
-	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mosquitto; }
+	@PATH="$$PATH:/usr/sbin:/sbin"; { command -v mosquitto && command -v tc; } >/dev/null || \
+	  { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mosquitto iproute2; }
 
 lint: install
 	$(BIN)/ruff check .
@@ -37,8 +37,10 @@ lint: install
 test: apt lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-bench: install
+bench: apt install
 	$(BIN)/python -m benchmarks.rounds
+	$(BIN)/python -m benchmarks.carriers
+	$(BIN)/python -m benchmarks.crowd
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

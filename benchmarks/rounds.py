@@ -9,96 +9,29 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
-import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lightsecagg.tracking import jsonl
-from lightsecagg.tracking.events import RoundCompleted, RoundStarted
+from benchmarks.runs import RESULTS, Run, medians
+from tests.brokers import free_port
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 FEDML_SECONDS = {
     7_850: 0.075,
     1_206_590: 2.2,
 }  # FedML's LightSecAgg, mended by hand, N = 4, on such a machine
 
 
-def one_run(clients: int, dimension: int, rounds: int, optimizer: str, folder: Path) -> list[dict[str, Any]]:
+def one_run(clients: int, dimension: int, rounds: int, optimizer: str) -> list[dict[str, Any]]:
     """Seconds and bytes of every round but the first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = folder / "config.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "data_args": {"dataset": "bench_plugins:empty", "partition_method": "homo"},
-                "model_args": {"trainer": "bench_plugins:InstantTrainer"},
-                "train_args": {"comm_round": rounds + 1, "federated_optimizer": optimizer},
-                "validation_args": {"frequency_of_the_test": rounds + 1},
-                "device_args": {"worker_num": clients},
-                "comm_args": {"grpc": {"port": port}},
-            }
-        )
-    )
-    environment = {
-        **os.environ,
-        "LIGHTSECAGG_BENCH_DIMENSION": str(dimension),
-        "PYTHONPATH": str(HERE),
-        "HOME": str(folder),
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    words = [sys.executable, "-m", "lightsecagg"]
-    common = ["--cf", str(config), "--run_id", "bench", "--runs", str(folder)]
-
-    def start(*more: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*words, *more], env=environment, stdout=subprocess.DEVNULL)
-
-    processes = [start("server", *common)]
-    processes += [start("client", *common, "--rank", str(rank)) for rank in range(1, clients + 1)]
-    codes = [process.wait() for process in processes]
-    assert not any(codes), f"exit codes {codes}"
-    return list(_rounds(folder / "bench" / "server.jsonl"))[1:]
-
-
-def _rounds(log: Path) -> list[dict[str, Any]]:
-    found, started = [], 0.0
-    for entry in jsonl.read(log):
-        if isinstance(entry.event, RoundStarted):
-            started = entry.monotonic
-        elif isinstance(entry.event, RoundCompleted):
-            found.append(
-                {
-                    "seconds": entry.monotonic - started,
-                    "phases": dict(entry.event.seconds),
-                    "bytes": dict(entry.event.bytes_by_phase),
-                }
-            )
-    return found
-
-
-def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The median round: in all, and for each phase."""
-    phases = dict.fromkeys(phase for found in rounds for phase in found["phases"])
-    return {
-        "seconds": statistics.median(found["seconds"] for found in rounds),
-        "seconds_by_phase": {p: statistics.median(f["phases"].get(p, 0.0) for f in rounds) for p in phases},
-        "bytes_per_client": statistics.median(sum(found["bytes"].values()) for found in rounds),
-        "bytes_per_client_by_phase": {
-            p: statistics.median(f["bytes"].get(p, 0.0) for f in rounds) for p in phases
-        },
-        "rounds": len(rounds),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), clients, dimension, rounds, {"grpc": {"port": free_port()}}, optimizer)
+        run.start()
+        return run.finish()
 
 
 @click.command()
@@ -116,8 +49,7 @@ def main(clients: tuple[int, ...], dimensions: tuple[int, ...], rounds: int, rep
             measured: dict[str, list[dict[str, Any]]] = {"LSA": [], "FedAvg": []}
             for _ in range(repeats):
                 for optimizer, found in measured.items():
-                    with tempfile.TemporaryDirectory() as folder:
-                        found.extend(one_run(count, dimension, rounds, optimizer, Path(folder)))
+                    found.extend(one_run(count, dimension, rounds, optimizer))
             secure, plain = medians(measured["LSA"]), medians(measured["FedAvg"])
             results.append(
                 {
