@@ -9,7 +9,7 @@ from lightsecagg.tracking.events import Notice, Tracker
 
 
 class LogHandler(logging.Handler):
-    """Warnings and errors of the package as notices; a traceback goes to stderr, not into the log of events."""
+    """Warnings and errors of the package as notices; a traceback goes to stderr, not into the event log."""
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__(logging.WARNING)

@@ -93,8 +93,9 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
     return Scene(Stage(tmp_path, Settings.model_validate(values), f"r{uuid4().hex[:8]}"), known)
 
 
-async def test_strangers_impostors_and_replayed_registrations_are_refused(scene: Scene) -> None:
-    server = asyncio.create_task(scene.stage.server().run())
+async def test_strangers_impostors_doubles_and_replayed_registrations_are_refused(scene: Scene) -> None:
+    manager = scene.stage.server()
+    server = asyncio.create_task(manager.run())
     async with asyncio.timeout(PATIENCE):
         stranger = await scene.knock(1, scene.joining(Identity.generate(), 1).receive)  # type: ignore[arg-type]
         assert stranger.reason == "unknown_identity"
@@ -116,9 +117,13 @@ async def test_strangers_impostors_and_replayed_registrations_are_refused(scene:
         replayed = await scene.knock(1, lambda _challenge: registration)
         assert replayed.reason == "bad_signature"
 
+        await manager._session.until(lambda: 1 in manager._session.clients, PATIENCE)
+        second = await scene.knock(1, scene.joining(scene.known[1], 1).receive)  # type: ignore[arg-type]
+        assert second.reason == "rank_taken"
+
         running += [asyncio.create_task(client.run()) for client in clients[1:]]
         assert await asyncio.gather(server, *running) == [None] * 5
-    assert scene.refusals() == ["unknown_identity"] * 2 + ["bad_signature"] * 2
+    assert scene.refusals() == ["unknown_identity"] * 2 + ["bad_signature"] * 2 + ["rank_taken"]
     assert scene.survivors() == [RANKS, RANKS]
 
 
