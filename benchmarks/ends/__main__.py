@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.ends.scenario import Measure, ServerEnd, Spec
-from lightsecagg.cli.memory import keep_freed_buffers
+from lightsecagg.cli.process import keep_freed_buffers
 
 
 def _say(what: object) -> None:

@@ -116,7 +116,7 @@ def _config(folder: Path, clients: int, host: str, port: int, cert: Path | None,
     return f"""\
 # Written by `lightsecagg mqtt-config`. Start: mosquitto -c {folder / "mosquitto.conf"}
 listener {port} {host}
-{tls}max_connections {4 * clients + 16}
+{tls}max_connections {4 * clients + 1024}
 
 # Started by root it becomes this user, who alone can read the files.
 user {pwd.getpwuid(os.geteuid()).pw_name}
@@ -129,9 +129,11 @@ max_packet_size {_PACKET}
 max_inflight_messages 20
 max_queued_messages {1000 + 100 * clients}
 max_queued_bytes {in_flight}
+memory_limit {2**30 + 2 * in_flight}
 set_tcp_nodelay true
 
 # Nothing is lost with the broker: server and clients say again what it forgot.
+persistent_client_expiration 1d
 persistence true
 persistence_location {folder / "data"}/
 autosave_on_changes true

@@ -10,12 +10,13 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from lightsecagg.comm.frame import MAX_PAYLOAD
-from lightsecagg.comm.link import LinkSettings, LinkStats
+from lightsecagg.comm.link import SERVER_FULL, LinkSettings, LinkStats
 from lightsecagg.errors import ConfigError
 
 __all__ = [
     "MAX_PAYLOAD",
     "SERVER",
+    "SERVER_FULL",
     "Arrived",
     "Away",
     "Back",
@@ -170,9 +171,10 @@ class Hub(ABC):
         """
 
     @abstractmethod
-    async def close_peer(self, peer: int, reason: str) -> None:
-        """Send what is queued for the peer, for at most `close_timeout`, say goodbye, and forget it.
+    async def close_peer(self, peer: int, reason: str, patience: float | None = None) -> None:
+        """Send what is queued for the peer, for `patience` seconds, say goodbye, and forget it.
 
+        Without `patience` that is at most `close_timeout`.
         No further event of this peer is received, Gone included. Does nothing for a peer that is gone.
         """
 

@@ -219,21 +219,25 @@ class Driver:
         self.link.consumed(size, self._loop.time())
         self._poke()
 
-    async def close(self, reason: str) -> None:
+    async def close(self, reason: str, patience: float | None = None) -> None:
         """Wait until everything queued has arrived, say goodbye and wait for the answer; all in bounded time.
 
         A peer without a carrier gets a moment to come back; if it does not, its window will tell it.
+
+        Args:
+            patience: seconds for what is queued; None for `close_timeout`.
         """
         self._is_closing = True
         self._room.set()
-        patience = self._settings.close_timeout if self._carrier is not None else _LINGER
+        longest = self._settings.close_timeout if patience is None else patience
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._drained.wait(), min(patience, self._settings.close_timeout))
+            wait = longest if self._carrier is not None else min(longest, _LINGER)
+            await asyncio.wait_for(self._drained.wait(), wait)
         if self.link.is_open:
             self.link.say_bye(reason, self._loop.time())
             self._advance([])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.over.wait(), min(_LINGER, self._settings.close_timeout))
+                await asyncio.wait_for(self.over.wait(), min(longest, _LINGER))
         self.release()
 
     def stop(self) -> None:

@@ -99,10 +99,10 @@ def decode(data: Data) -> Frame | None:
     return Frame(_KINDS[number], session, sequence, acknowledged, credit, memoryview(data)[HEADER_SIZE:])
 
 
-def is_of_other_version(data: Data) -> bool:
-    """Whether `data` is an intact frame of a version that is not ours."""
+def is_of_other_version(data: Data, session: bytes | None = None) -> bool:
+    """Whether `data` is an intact frame of a version that is not ours (and of this session)."""
     head = _intact_head(data)
-    return head is not None and head[1] != _VERSION
+    return head is not None and head[1] != _VERSION and session in (None, head[3])
 
 
 def _intact_head(data: Data) -> tuple[Any, ...] | None:

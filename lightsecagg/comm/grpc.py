@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any
 
 import grpc
@@ -31,7 +32,8 @@ _SERVICE = "lightsecagg.Link"
 _METHOD = "Carry"
 _GREETING = ("lightsecagg-link", "1")  # metadata for which a client waits to know that the server is there
 _FINISH_TIMEOUT = 1.0  # seconds for the last frames to leave
-_HEALTH_CHECKS = 16  # at a time, beside the clients' streams
+_HEALTH_CHECKS = 16  # at a time, for which there is room beside the clients' streams
+_STREAMS_EACH = 8  # of one connection: a client has one
 _SIZES = [
     ("grpc.max_send_message_length", MAX_FRAME),
     ("grpc.max_receive_message_length", MAX_FRAME),
@@ -175,6 +177,7 @@ class GrpcHub(LinkHub):
 
     async def listen(self) -> None:
         streams = 2 * self._settings.max_peers  # each peer may be coming back while its old stream ends
+        connections = min(streams + _HEALTH_CHECKS, getrlimit(RLIMIT_NOFILE)[0] // 2)
         patience = int(1000 * self._settings.heartbeat_timeout)
         options = [
             *_SIZES,
@@ -183,6 +186,9 @@ class GrpcHub(LinkHub):
             # Who connects and says nothing, or opens no stream, is let go.
             ("grpc.server_handshake_timeout_ms", patience),
             ("grpc.max_connection_idle_ms", patience),
+            # A crowd of connections takes neither all streams nor all of this process's files.
+            ("grpc.max_concurrent_streams", _STREAMS_EACH),
+            ("grpc.max_allowed_incoming_connections", connections),
         ]
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=streams + _HEALTH_CHECKS)
         handler = grpc.stream_stream_rpc_method_handler(self._carry)

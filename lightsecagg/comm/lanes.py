@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from functools import partial
@@ -17,6 +18,8 @@ from typing import Any, Generic, TypeVar
 from lightsecagg.comm.driver import Carrier
 from lightsecagg.comm.frame import MAX_FRAME, Data
 from lightsecagg.comm.link import LinkSettings
+
+_log = logging.getLogger("lightsecagg")
 
 Name = TypeVar("Name", bound=Hashable)
 Write = Callable[[bytes], Awaitable[None]]  # waits while the medium is full; ConnectionError where it broke
@@ -103,13 +106,18 @@ class Lanes(Generic[Name]):
         settings: LinkSettings,
         *,
         is_reliable: bool = False,
+        most_each: int | None = None,
     ) -> None:
-        """`serve`: the hub's; `write`: sends to the other end of a lane, as a Lane's own."""
+        """`serve`: the hub's; `write`: sends to the other end of a lane, as a Lane's own.
+
+        `most_each`: how many lanes may be of one name that the carrier proves.
+        """
         self._serve = serve
         self._write = write
         self._authenticated_as = authenticated_as
         self._settings = settings
         self._is_reliable = is_reliable
+        self._most_each = most_each
         self._lanes: dict[Name, Lane] = {}
         self._ended: OrderedDict[Name, None] = OrderedDict()
         self._serving: set[asyncio.Task[None]] = set()
@@ -119,10 +127,18 @@ class Lanes(Generic[Name]):
         lane = self._lanes.get(name)
         if lane is None:
             is_full = len(self._lanes) >= 2 * self._settings.max_peers  # a peer may come back on a second one
+            is_full |= self._has_enough(name)
             if is_full or name in self._ended or not data:
                 return
             lane = self._begin(name)
         lane.deliver(data)
+
+    def _has_enough(self, name: Name) -> bool:
+        """Whether whoever is known to be behind this lane has as many as he may have."""
+        who = self._authenticated_as(name)
+        if who is None or self._most_each is None:
+            return False
+        return sum(lane.authenticated_as == who for lane in self._lanes.values()) >= self._most_each
 
     def _begin(self, name: Name) -> Lane:
         write, forget = partial(self._write, name), partial(self._forget, name)
@@ -131,8 +147,13 @@ class Lanes(Generic[Name]):
         self._lanes[name] = lane
         task = asyncio.create_task(self._serve(lane))
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(self._served)
         return lane
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("serving a connection failed", exc_info=task.exception())
 
     def _forget(self, name: Name) -> None:
         del self._lanes[name]

@@ -322,8 +322,8 @@ class Link:
         frame = decode(data)
         if frame is None or not self._is_acceptable(frame):
             self._stats.malformed += 1
-            is_foreign = frame is None and not self._established and is_of_other_version(data)
-            return self._end(WRONG_VERSION) if is_foreign and self._gone is None else []
+            joins = self._opens and not self._established and self._gone is None
+            return self._end(WRONG_VERSION) if joins and is_of_other_version(data, self.session) else []
         if self._gone is not None:
             if frame.kind is Kind.BYE:
                 self._answer_bye(frame)  # again: the first answer was lost

@@ -172,9 +172,9 @@ class MpiThread:
             self._poll()
             if self._finalizes:
                 MPI.Finalize()
-        except MPI.Exception:
+        except Exception:
+            self._bury(frozenset(range(self.size)))  # first: whoever waits is not to wait for ever
             _log.exception("MPI failed at rank %s, which is cut off from its world", self.rank)
-            self._bury(frozenset(range(self.size)))
 
     def _initialize(self) -> None:
         if MPI.Is_initialized():

@@ -39,6 +39,8 @@ _log = logging.getLogger("lightsecagg")
 
 _PATIENCE = 1.0  # seconds for a message that the broker has, or another server sends at once
 _LONG_PATIENCE = 3.0  # the same, where its absence is an error
+_LANES_EACH = 8  # of one user: a client has one, and old ones may not have ended yet
+_LONGEST_NAME = 512  # characters of a user and a lane
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 3.0
 
@@ -77,7 +79,8 @@ class _ClientLane(Lane):
     async def open(self) -> None:
         """Connect, see that the server is there, and that the broker lets us speak to it."""
         await self.connection.open()
-        await self.connection.subscribe(self._presence, self._down)
+        await self.connection.subscribe(self._presence, with_retained=True)
+        await self.connection.subscribe(self._down)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._server_is_there.wait(), _PATIENCE)
         # The end of a lane that has not begun: it means nothing, but the broker has to judge it.
@@ -145,7 +148,9 @@ class MqttHub(LinkHub):
         self._presence = _presence_topic(broker.run)
         self._is_present = False
         self._announcing: asyncio.Task[None] | None = None
-        self._lanes: Lanes[LaneName] = Lanes(self._serve_lane, self._send, self._authenticated, settings)
+        self._lanes: Lanes[LaneName] = Lanes(
+            self._serve_lane, self._send, self._authenticated, settings, most_each=_LANES_EACH
+        )
 
     @property
     def address(self) -> str:
@@ -207,7 +212,8 @@ class MqttHub(LinkHub):
             await self._refuse_to_be_the_second(connection)
             self._users_are_held_apart = await self._is_kept_from_others(connection)
             run = self._broker.run
-            await connection.subscribe(_lane_topic(run, LaneName("+", "+"), "up"), self._presence)
+            await connection.subscribe(_lane_topic(run, LaneName("+", "+"), "up"))
+            await connection.subscribe(self._presence)
             await self._hear_itself(connection)
             somebody = LaneName(secrets.token_hex(8), secrets.token_hex(8))
             await self._write(connection, _lane_topic(run, somebody, "down"), b"")
@@ -304,7 +310,7 @@ class MqttHub(LinkHub):
         name = LaneName(user, lane)
         if name == self._own:
             (self._hears_itself if direction == "up" else self._is_answered).set()
-        elif direction == "up":
+        elif direction == "up" and len(user) + len(lane) <= _LONGEST_NAME:  # so that ours fits a topic too
             self._lanes.deliver(name, payload)
 
     def _authenticated(self, name: LaneName) -> str | None:

@@ -19,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from lightsecagg.comm.frame import MAX_FRAME
 from lightsecagg.comm.mqtt_settings import Broker
@@ -34,11 +35,10 @@ _SECTION = "comm_args.mqtt"
 _WAY_OUT = "`lightsecagg mqtt-config` writes an ACL that fits"
 
 _LOGIN_REFUSED = {0x84, 0x86, 0x87, 0x8A, 0x8C}  # of CONNACK; the others may pass
-_TOO_LARGE = {
-    0x82,
-    0x83,
-    0x95,
-}  # what brokers answer to it; Mosquitto so that paho finds its answer malformed
+# What brokers answer to a packet that is too large; Mosquitto so that paho finds its answer malformed.
+_TOO_LARGE = {0x82, 0x83, 0x95}
+_NEVER_TOO_LARGE = 2**16  # bytes: below, such an answer means something else
+_DO_NOT_SEND = SubscribeOptions.RETAIN_DO_NOT_SEND
 
 _KEEPALIVE = 15  # seconds; the broker publishes the last will after one and a half
 _CLOSE_TIMEOUT = 1.0  # seconds for what was published and the goodbye to leave
@@ -86,6 +86,8 @@ class Connection:
         self._dialling = threading.Lock()
         self._is_dialled = self._is_given_up = False
         self._accepted: asyncio.Future[None] = self._loop.create_future()
+        # A dial that fails has said why already.
+        self._accepted.add_done_callback(lambda accepted: accepted.cancelled() or accepted.exception())
         self._answers: dict[int, Answer] = {}  # by message id
         self._sizes: dict[int, int] = {}  # of what is in flight, by message id
         self._is_quiet = asyncio.Event()  # nothing is
@@ -187,10 +189,18 @@ class Connection:
         self._loop.remove_reader(sock)
 
     def _read(self, sock: Any) -> None:
-        self._client.loop_read()
-        # What TLS has decrypted already makes no socket ready.
-        while self._client.socket() is not None and isinstance(sock, ssl.SSLSocket) and sock.pending():
+        try:
             self._client.loop_read()
+            # What TLS has decrypted already makes no socket ready.
+            while self._client.socket() is not None and isinstance(sock, ssl.SSLSocket) and sock.pending():
+                self._client.loop_read()
+        except Exception as error:  # whatever paho cannot read it would try to read again for ever
+            _log.warning(
+                "the MQTT broker at %s sent what cannot be read (%s)",
+                self.broker.where,
+                type(error).__name__,
+            )
+            self._drop()
 
     def _deliver(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         self._on_message(message.topic, bytes(message.payload))
@@ -229,17 +239,21 @@ class Connection:
 
     # What we say.
 
-    async def subscribe(self, *topics: str) -> None:
-        """Ask for the messages of these topics, as many as are in flight and retained.
+    async def subscribe(self, topic: str, *, with_retained: bool = False) -> None:
+        """Ask for the messages of this topic, those that the broker keeps only `with_retained`.
 
         Raises:
-            PermissionError: the broker refuses one of them.
+            PermissionError: the broker refuses.
             ConnectionError: the connection ended.
         """
-        _, mid = self._client.subscribe([(topic, 1) for topic in topics])
-        for topic, reason in zip(topics, await self._answered(mid), strict=True):
-            if reason.is_failure:
-                raise self.denial("read", topic, reason)
+        if self.broker.is_embedded:
+            _, mid = self._client.subscribe(topic, 1)
+        else:
+            handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if with_retained else _DO_NOT_SEND
+            _, mid = self._client.subscribe(topic, options=SubscribeOptions(qos=1, retainHandling=handling))
+        (reason, *_) = await self._answered(mid)
+        if reason.is_failure:
+            raise self.denial("read", topic, reason)
 
     async def publish(self, topic: str, payload: bytes, *, is_retained: bool = False) -> ReasonCode:
         """Publish, and wait for what the broker says to it; ConnectionError where the connection ended."""
@@ -262,7 +276,11 @@ class Connection:
         if self.over.is_set():
             self._in_flight.release()  # for the next who waits
             raise self._lost()
-        mid = self._client.publish(topic, payload, qos=1, retain=is_retained).mid
+        try:
+            mid = self._client.publish(topic, payload, qos=1, retain=is_retained).mid
+        except ValueError as error:  # a topic that is none
+            self._in_flight.release()
+            raise ConnectionError(f"nothing can be published there: {error}") from error
         self._sizes[mid] = len(payload)
         self._is_quiet.clear()
         return mid
@@ -338,8 +356,9 @@ class Connection:
             return
         self.over.set()
         self._is_quiet.set()
-        if self._sizes and isinstance(reason, ReasonCode) and reason.value in _TOO_LARGE:
-            self.broker.limit.exceeded(max(self._sizes.values()))
+        largest = max(self._sizes.values(), default=0)
+        if largest > _NEVER_TOO_LARGE and isinstance(reason, ReasonCode) and reason.value in _TOO_LARGE:
+            self.broker.limit.exceeded(largest)
         if self._timer is not None:
             self._timer.cancel()
         self._in_flight.release()
@@ -350,8 +369,9 @@ class Connection:
             self._accepted.set_exception(
                 ConnectionError(
                     f"what answers at {self.broker.where} ended the connection before it said that it is an "
-                    f"MQTT broker ({reason}): check {_SECTION}.host and port, and whether it wants TLS "
-                    f"({_SECTION}.ca) or a certificate ({_SECTION}.cert)"
+                    f"MQTT broker ({reason}): check {_SECTION}.host and port, whether it wants TLS "
+                    f"({_SECTION}.ca) or a certificate ({_SECTION}.cert), and whether it is full "
+                    "(max_connections)"
                 )
             )
         elif not self._accepted.cancelled() and self._accepted.exception() is None:

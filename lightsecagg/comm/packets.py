@@ -38,19 +38,22 @@ class Packets(Carrier):
         self.authenticated_as = lane.authenticated_as
         self._lane = lane
         self._limit = limit
+        self._longest = SMALLEST_PACKET  # of a frame in pieces: whoever has not begun costs nothing
 
     async def read(self) -> Data | None:
         frame = bytearray()
         while (packet := await self._lane.read()) is not None:
             mark = packet[0]
             if mark not in _MARKS:
+                self._longest = MAX_FRAME
                 return packet
             if mark & _FIRST:
                 frame.clear()
-            if len(frame) <= MAX_FRAME:  # what goes beyond is no frame, and not kept
+            if len(frame) <= self._longest:  # what goes beyond is no frame, and not kept
                 frame += packet[1:]
             if mark & _LAST:
-                return bytes(frame)
+                self._longest = MAX_FRAME
+                return frame
         return None
 
     async def write(self, frame: bytes) -> None:

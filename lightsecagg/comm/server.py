@@ -35,13 +35,14 @@ class _Session:
     authenticated_as: str | None
     carriers: set[asyncio.Future[None]] = field(default_factory=set)  # done when a carrier was let go
     is_closing: bool = False  # by us: the manager wants no more events
+    is_over: bool = False  # and the goodbyes are said
 
 
 class LinkHub(Hub):
     """Accepts carriers from a subclass, which calls `serve` for each and implements `listen` and `unlisten`.
 
-    A session is kept until the manager has taken its Gone, so that `max_peers` bounds everything that
-    strangers can make the hub hold.
+    A session is kept until the manager has taken its Gone, so that `max_peers` bounds the sessions that
+    strangers can make the hub hold; connections without a session are the carrier's to bound.
     """
 
     def __init__(self, settings: LinkSettings) -> None:
@@ -96,14 +97,16 @@ class LinkHub(Hub):
                 self._forget(session)
             return event
 
-    async def close_peer(self, peer: int, reason: str) -> None:
+    async def close_peer(self, peer: int, reason: str, patience: float | None = None) -> None:
         session = self._by_peer.get(peer)
         if session is None or session.is_closing:
             return
         session.is_closing = True
-        await session.driver.close(reason)
-        if session.carriers:
-            await asyncio.wait(session.carriers)
+        await session.driver.close(reason, patience)
+        session.is_over = True
+        while session.carriers:  # it may have come back on another before
+            session.driver.release()
+            await asyncio.wait(session.carriers, return_when=asyncio.FIRST_COMPLETED)
         self._forget(session)
 
     async def close(self, reason: str = "goodbye") -> None:
@@ -163,7 +166,8 @@ class LinkHub(Hub):
         if session is not None:
             # A token does not open a session for somebody else than its owner.
             is_owner = session.authenticated_as == authenticated_as
-            return session if is_owner and session.driver.link.gone is None else "unknown_session"
+            is_over = session.is_over or session.driver.link.gone is not None
+            return session if is_owner and not is_over else "unknown_session"
         if request.resumes:
             return "unknown_session"
         if self._is_closed:

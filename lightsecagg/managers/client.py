@@ -24,6 +24,12 @@ from lightsecagg.settings.schema import TrainArgs
 from lightsecagg.tracking import events
 from lightsecagg.training.state import dump
 
+_LONGEST_PAUSE = 1.0  # seconds between two attempts to be heard
+
+
+class _CrowdedOutError(Exception):
+    """The server closed the connection before it heard who we are."""
+
 
 class Client:
     """One rank of one run. One object, one event loop.
@@ -91,6 +97,8 @@ class Client:
                     break
                 except ForgottenError:
                     self._tracker.emit(events.Notice(text="the server forgot this session; joining anew"))
+                except _CrowdedOutError:
+                    await self._wait_in_the_crowd(started)
             outcome = "completed"
         except asyncio.CancelledError:
             outcome, reason = "stopped", Reason.STOPPED_BY_USER.value
@@ -110,6 +118,20 @@ class Client:
                     seconds=time.monotonic() - started,
                 )
             )
+
+    async def _wait_in_the_crowd(self, started: float) -> None:
+        """Pause before the next attempt to join.
+
+        Raises:
+            CommError: `connect_timeout` is over.
+        """
+        patience = self._settings.comm_args.connect_timeout
+        if time.monotonic() > started + patience:
+            raise CommError(
+                f"the server at {server_address(self._settings)} did not hear us within {patience:g} s: a "
+                "crowd of connections is at its door; client certificates or broker users keep strangers away"
+            )
+        await asyncio.sleep(random.uniform(0, _LONGEST_PAUSE))
 
     def _announce(self) -> None:
         settings = self._settings
@@ -157,6 +179,16 @@ class Client:
             {**self._settings.agreed(), **self._context.scheme.agreed()},
             entries_of(self._context.workload.layout),
         )
+        try:
+            async with asyncio.timeout(self._settings.comm_args.connect_timeout):
+                return await self._be_admitted(transport, joining)
+        except TimeoutError:
+            raise CommError(
+                f"the server at {server_address(self._settings)} took the connection and said no more within "
+                f"{self._settings.comm_args.connect_timeout:g} s (comm_args.connect_timeout)"
+            ) from None
+
+    async def _be_admitted(self, transport: comm.Transport, joining: ClientJoining) -> Run:
         while True:
             match await transport.receive():
                 case comm.Payload(_, data):
@@ -174,6 +206,8 @@ class Client:
                     await transport.send(answer)
                 case comm.Gone(_, "unknown_session"):
                     raise ForgottenError
+                case comm.Gone(_, comm.SERVER_FULL | Reason.LINK_LOST.value):
+                    raise _CrowdedOutError
                 case comm.Gone(_, code):
                     raise RunStopped(f"the server ended the session while this client joined: {code}")
                 case _:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +29,8 @@ from lightsecagg.sealing import is_round_key
 from lightsecagg.tracking.events import ClientJoined, ClientLost, ClientRefused, Tracker
 
 _HELLO_TIMEOUT = 30.0  # seconds that a connection may take to say who it is
-_MOST_JOINING = 64  # connections beside the ranks' own that may be about to say it: then the oldest goes
+_MOST_JOINING = 64  # connections beside the ranks' own that may be about to say it: then one of a crowd goes
+_PATIENCE = 0.5  # seconds in which a connection that is turned away may take the reason
 
 
 log = logging.getLogger(__name__)
@@ -165,12 +168,10 @@ class Session:
 
     def _arrived(self, event: comm.Arrived) -> None:
         joining = ServerJoining(self.run, self.worker_num, self.agreed, self.layout, self.roster)
-        timer = asyncio.get_running_loop().call_later(
-            _HELLO_TIMEOUT, self._turn_away, event.peer, Reason.LINK_LOST, ""
-        )
+        timer = asyncio.get_running_loop().call_later(_HELLO_TIMEOUT, self._let_go, event.peer)
         self._joining[event.peer] = _Newcomer(joining, event.authenticated_as, timer)
         if len(self._joining) > _MOST_JOINING + self.worker_num:
-            self._turn_away(next(iter(self._joining)), Reason.LINK_LOST, "")
+            self._let_go(self._one_of_the_crowd())
         with contextlib.suppress(CommError):  # it may have left again: its own event will say so
             self.hub.try_send(event.peer, joining.challenge())
 
@@ -337,12 +338,27 @@ class Session:
         if client.sender is not None:
             client.sender.cancel()
 
+    def _one_of_the_crowd(self) -> int:
+        """A newcomer by chance, among those whom the carrier knows by the name that most of them have.
+
+        Who can prove a name is not crowded out by those who cannot, and nobody by having come first.
+        """
+        names = Counter(newcomer.authenticated_as for newcomer in self._joining.values())
+        (name, _), *_ = names.most_common(1)
+        return random.choice(
+            [p for p, newcomer in self._joining.items() if newcomer.authenticated_as == name]
+        )
+
+    def _let_go(self, peer: int) -> None:
+        """Close a connection that did not say who it is; an honest one will come again."""
+        self._joining.pop(peer).timer.cancel()
+        self._spawn(self.hub.close_peer(peer, comm.SERVER_FULL, _PATIENCE))
+
     def _turn_away(self, peer: int, reason: Reason, detail: str) -> None:
-        if (newcomer := self._joining.pop(peer, None)) is not None:
-            newcomer.timer.cancel()
+        self._joining.pop(peer).timer.cancel()
         with contextlib.suppress(CommError):
             self.hub.try_send(peer, refusal(reason, detail))
-        self._spawn(self.hub.close_peer(peer, reason.value))
+        self._spawn(self.hub.close_peer(peer, reason.value, _PATIENCE))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

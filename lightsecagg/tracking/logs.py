@@ -16,6 +16,7 @@ class LogHandler(logging.Handler):
         self._tracker = tracker
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Under the handler's lock, from whatever thread logs."""
         self._tracker.emit(Notice(text=record.getMessage(), level="warning"))
         if record.exc_info:
             print(logging.Formatter().formatException(record.exc_info), file=sys.stderr)

@@ -133,6 +133,27 @@ async def test_session_opens_for_its_owner_only() -> None:
     await hub.close()
 
 
+async def test_session_that_is_closed_is_not_taken_up_again_on_a_carrier_that_nobody_ends() -> None:
+    class Slow(Wire):
+        async def close(self) -> None:
+            await super().close()
+            back = asyncio.create_task(hub.serve(again))  # at the worst moment
+            await asyncio.wait({back}, timeout=0.1)
+            returned.append(back)
+
+    hub, token, returned = LocalHub("closing", QUICK), bytes(range(16)), []
+    first, again = Slow(None), Wire(None)
+    first.inbox.put_nowait(encode(Kind.OPEN, token, payload=encode_resumes(False)))
+    again.inbox.put_nowait(encode(Kind.OPEN, token, payload=encode_resumes(True)))
+    serving = asyncio.create_task(hub.serve(first))
+    await soon(hub, Arrived)
+    await hub.close_peer(1, "rank_taken", 0.1)
+    async with asyncio.timeout(10):
+        await asyncio.gather(serving, *returned)
+    assert returned
+    await hub.close()
+
+
 async def test_stranger_that_says_nothing_is_let_go() -> None:
     hub = LocalHub("silence", LinkSettings(heartbeat_interval=0.05, heartbeat_timeout=0.1))
     async with asyncio.timeout(10):

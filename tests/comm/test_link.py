@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -466,6 +467,23 @@ def test_goodbye_is_repeated_until_answered() -> None:
     assert exchange(client, server, 5.0) == ([], [])
     assert client.gone == "stopped_by_user"
     assert client.is_finished and server.is_finished
+
+
+def test_frame_of_another_version_ends_a_session_that_it_names_and_no_other() -> None:
+    def of_another_version(session: bytes) -> bytes:
+        head = encode(Kind.REJECT, session)[: HEADER_SIZE - 4]
+        head = head[:2] + bytes([head[2] + 1]) + head[3:]
+        return head + zlib.crc32(head).to_bytes(4, "big")
+
+    client = Link(SESSION, SETTINGS, opens=True)
+    client.carrier_up(0.0)
+    assert client.receive(of_another_version(bytes(16)), 0.0) == []
+    assert client.gone is None
+    assert client.receive(of_another_version(SESSION), 0.0) == [PeerGone("wrong_version")]
+
+    established, _ = open_pair()
+    assert established.receive(of_another_version(SESSION), 0.0) == []
+    assert established.gone is None
 
 
 def test_both_may_say_goodbye_at_once() -> None:

@@ -294,7 +294,7 @@ async def test_last_will_that_comes_late_does_not_hide_the_next_server(mosquitto
     async with serving(settings) as hub, raw(settings) as (stranger, topics):
         presence = f"lightsecagg/{settings['run']}/server"
         await stranger.publish(presence, b"", is_retained=True)
-        await stranger.subscribe(presence)
+        await stranger.subscribe(presence, with_retained=True)
         await soon(topics.get())
         async with joined(settings):
             await expect(hub, Arrived)
@@ -375,7 +375,7 @@ async def test_client_has_no_part_in_another_clients_topics(guarded: Mosquitto) 
     async with serving(settings) as hub, raw(settings, rank=1) as (thief, topics):
         for topic in (f"{run}/client-2/lane/up", f"{run}/client-1/lane/down", f"{run}/server"):
             assert (await thief.publish(f"lightsecagg/{topic}", b"x")).value == DENIED
-        await thief.subscribe("lightsecagg/#")
+        await thief.subscribe("lightsecagg/#", with_retained=True)
         assert await soon(topics.get()) == f"lightsecagg/{run}/server"
         async with joined(settings, rank=2) as client:
             peer = (await expect(hub, Arrived)).peer
@@ -482,6 +482,37 @@ async def test_flood_of_strangers_costs_bounded_memory(mosquitto: Mosquitto) -> 
         assert len(hub._by_token) <= link.max_peers
         await client.send(b"undisturbed")
         assert await payloads(hub, 1) == [b"undisturbed"]
+
+
+async def test_names_too_long_for_an_answer_silence_nobody(mosquitto: Mosquitto) -> None:
+    settings = settings_of(mosquitto)
+    async with serving(settings), raw(settings) as (stranger, _):
+        head, tail = f"lightsecagg/{settings['run']}/-/", "/up"
+        for number in range(10):
+            lane = str(number).ljust(65_535 - len(head) - len(tail), "x")
+            await stranger.publish(f"{head}{lane}{tail}", b"?")
+        async with joined(settings):
+            pass
+
+
+async def test_what_a_client_left_at_the_broker_keeps_no_server_from_starting(make_broker: Make) -> None:
+    settings = settings_of(make_broker())
+    topics = [f"lightsecagg/{settings['run']}/-/lane{number}/up" for number in range(3000)]
+    async with raw(settings) as (stranger, _):
+        await asyncio.gather(*(stranger.publish(topic, b"?", is_retained=True) for topic in topics))
+    async with serving(settings), joined(settings):
+        pass
+
+
+async def test_user_who_takes_all_lanes_he_can_takes_none_of_the_others(guarded: Mosquitto) -> None:
+    settings = settings_of(guarded, **credentials(guarded))
+    link = LinkSettings(max_peers=16, heartbeat_interval=0.1, heartbeat_timeout=5.0)
+    async with serving(settings, link) as hub, raw(settings, rank=1) as (thief, _):
+        for number in range(100):
+            await thief.publish(f"lightsecagg/{settings['run']}/client-1/lane{number}/up", b"?")
+        assert 0 < len(hub._lanes._lanes) < 2 * link.max_peers
+        async with joined(settings, rank=2):
+            assert (await expect(hub, Arrived)).authenticated_as == "client-2"
 
 
 # TLS.
