@@ -103,10 +103,9 @@ class LinkHub(Hub):
             return
         session.is_closing = True
         await session.driver.close(reason, patience)
-        session.is_over = True
-        while session.carriers:  # it may have come back on another before
-            session.driver.release()
-            await asyncio.wait(session.carriers, return_when=asyncio.FIRST_COMPLETED)
+        session.is_over = True  # from here on it cannot come back on another
+        if session.carriers:
+            await asyncio.wait(session.carriers)
         self._forget(session)
 
     async def close(self, reason: str = "goodbye") -> None:

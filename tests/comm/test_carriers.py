@@ -150,7 +150,7 @@ async def test_session_that_is_closed_is_not_taken_up_again_on_a_carrier_that_no
     await hub.close_peer(1, "rank_taken", 0.1)
     async with asyncio.timeout(10):
         await asyncio.gather(serving, *returned)
-    assert returned
+    assert await again.answer() is Kind.REJECT
     await hub.close()
 
 

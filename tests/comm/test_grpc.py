@@ -476,11 +476,11 @@ async def test_crowd_of_connections_leaves_this_process_files_to_work_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lightsecagg.comm.grpc.getrlimit", lambda _which: (40, 40))
-    async with serving({}, SILENCE) as hub:
+    async with serving({}, replace(QUICK, heartbeat_timeout=100.0)) as hub:
         before = len(os.listdir("/proc/self/fd"))
         crowd = [await asyncio.open_connection("127.0.0.1", port_of(hub)) for _ in range(100)]
         refused = {asyncio.create_task(reader.read()) for reader, _ in crowd}
-        while len(refused) > 20:  # long before the patience with those who are silent is over
+        while len(refused) > 20:  # at once: the patience with those who are silent is long
             done, refused = await soon(asyncio.wait(refused, return_when=asyncio.FIRST_COMPLETED))
             assert done
         ours = len(crowd)  # their ends of the sockets are this process's too
