@@ -339,12 +339,12 @@ class Session:
             client.sender.cancel()
 
     def _one_of_the_crowd(self) -> int:
-        """A newcomer by chance, among those whom the carrier knows by the name that most of them have.
+        """A newcomer by chance, of those without a name that the carrier proves, or else of the largest name.
 
-        Who can prove a name is not crowded out by those who cannot, and nobody by having come first.
+        So who can prove a name is not crowded out by others, and nobody for having come first.
         """
         names = Counter(newcomer.authenticated_as for newcomer in self._joining.values())
-        (name, _), *_ = names.most_common(1)
+        name = max(names, key=lambda name: (name is None, names[name]))
         return random.choice(
             [p for p, newcomer in self._joining.items() if newcomer.authenticated_as == name]
         )
