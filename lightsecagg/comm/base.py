@@ -143,6 +143,11 @@ class Hub(ABC):
     def address(self) -> str:
         """Where clients find this hub, once it has started."""
 
+    @property
+    def why_nameless(self) -> str | None:
+        """Once it has started: why the carrier cannot prove who a peer is, for people; None where it can."""
+        return "this carrier does not know who its clients are"
+
     @abstractmethod
     async def send(self, peer: int, data: bytes | bytearray | memoryview) -> None:
         """Queue a payload for a peer; its buffer must not change afterwards.

@@ -152,7 +152,16 @@ async def _why(code: grpc.StatusCode, details: str, server: Address) -> OSError:
         reason = await diagnose(server.host, server.port, server.files)
         if reason is not None:
             return PermissionError(reason)
+    for sign, words in _PLAIN_WORDS.items():
+        if sign in details:
+            return ConnectionError(words)
     return ConnectionError(details.rsplit("last error: ", 1)[-1] or code.name)
+
+
+_PLAIN_WORDS = {  # for what most people meet first
+    "Connection refused": "nobody listens there",
+    "hostname lookup": f"no such host; check {_SECTION}.host",
+}
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
@@ -174,6 +183,11 @@ class GrpcHub(LinkHub):
     @property
     def address(self) -> str:
         return str(self._where)
+
+    @property
+    def why_nameless(self) -> str | None:
+        is_mutual = self._where.files is not None and self._where.files.ca is not None
+        return None if is_mutual else f"set {_SECTION}.ca, so that clients must show a certificate"
 
     async def listen(self) -> None:
         streams = 2 * self._settings.max_peers  # each peer may be coming back while its old stream ends

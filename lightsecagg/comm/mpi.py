@@ -38,6 +38,10 @@ class MpiHub(LinkHub):
     def address(self) -> str:
         return f"rank {SERVER_RANK} of {world().size} in the MPI world"
 
+    @property
+    def why_nameless(self) -> str | None:
+        return None
+
     async def listen(self) -> None:
         here = await _enter()
         if here.rank != SERVER_RANK:

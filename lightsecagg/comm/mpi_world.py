@@ -6,9 +6,11 @@ MPI has one world, entered and left by all together. A process that leaves it al
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +25,7 @@ _FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set by `mpirun --with-ft ulfm`
 
 _TO_SERVER, _TO_CLIENT = 0, 1  # tags
 _FAREWELL = b""
-_SERVES, _PAUSES, _ENDS, _OVER = b"s", b"p", b"e", b"o"  # what the server says to all
+_SERVES, _PAUSES, _ENDS, _OVER, _BROKEN = b"s", b"p", b"e", b"o", b"b"  # what the server says to all
 
 _FAREWELL_TIMEOUT = 15.0  # seconds for ranks to say farewell once the server has: one may be frozen
 _END_TIMEOUT = 10  # seconds
@@ -36,8 +38,11 @@ class World:
         self.thread = MpiThread(self._on_control)
         self._state = _PAUSES
         self._farewells: set[int] = set()
+        self._processes: dict[int, tuple[str, int]] = {}  # host and process id, by rank
         self._changed = threading.Condition()
         self.thread.start()
+        if self.rank != SERVER_RANK:
+            self.thread.post(SERVER_RANK, _TO_SERVER, f"{socket.gethostname()} {os.getpid()}".encode())
         self._lanes = itertools.cycle(range(FIRST_LANE_TAG // 2, self.thread.largest_tag // 2))
 
     @property
@@ -63,7 +68,7 @@ class World:
     @property
     def server_ends(self) -> bool:
         """Whether the process at rank 0 has ended its run and said why."""
-        return self._state in (_ENDS, _OVER)
+        return self._state in (_ENDS, _OVER, _BROKEN)
 
     @property
     def server_died(self) -> bool:
@@ -90,22 +95,36 @@ class World:
         """
         if self.rank == SERVER_RANK:
             self._say(_ENDS)
-            if missing := self._wait_for_farewells():
-                ranks = ", ".join(map(str, sorted(missing)))
-                print(f"lightsecagg: no farewell from rank {ranks}: MPI is told to kill it", flush=True)
-                self.thread.abort(code)
-            self._say(_OVER)
+            frozen = self._wait_for_farewells()
+            for rank in sorted(frozen):
+                self._kill(rank)
+            self._say(_BROKEN if frozen else _OVER)
         else:
             self.thread.post(SERVER_RANK, _TO_SERVER, _FAREWELL)
-            self.wait_until(lambda: self._state == _OVER or self.server_died)
-        is_whole = not self.thread.failed  # to finalize after a death hangs now and then (Open MPI 5.0)
-        if not is_whole and code:
-            self.thread.abort(code)
+            self.wait_until(lambda: self._state in (_OVER, _BROKEN) or self.server_died)
+            frozen = {self.rank} if self._state == _BROKEN else set()
+        # To finalize after a death hangs now and then (Open MPI 5.0), and beside a frozen rank always.
+        is_whole = not self.thread.failed and not frozen
         # Kills us if the end hangs: without MPI's own, mpirun understands a death, and no code but 0.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_END_TIMEOUT)
         self.thread.end(finalizes=is_whole)
+        if not is_whole and code:
+            self.thread.abort(code)
         os._exit(code)
+
+    def _kill(self, rank: int) -> None:
+        """End a rank that is frozen: with fault tolerance MPI's own abort ends nobody but its caller."""
+        host, pid = self._processes.get(rank, ("an unknown host", 0))
+        if host == socket.gethostname() and pid:
+            print(f"lightsecagg: rank {rank} is frozen and says no farewell: it is killed", flush=True)
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        else:
+            print(
+                f"lightsecagg: rank {rank} is frozen: mpirun ends once process {pid} at {host} does",
+                flush=True,
+            )
 
     def _wait_for_farewells(self) -> set[int]:
         """The ranks that live and do not say farewell in time."""
@@ -123,10 +142,17 @@ class World:
     def _on_control(self, source: int, tag: int, data: Data | None) -> None:
         with self._changed:
             if data is not None and tag == _TO_SERVER:
-                self._farewells.add(source)
+                self._hear(source, data)
             elif data is not None and source == SERVER_RANK:
                 self._state = bytes(data)
             self._changed.notify_all()
+
+    def _hear(self, rank: int, data: Data) -> None:
+        if data == _FAREWELL:
+            self._farewells.add(rank)
+            return
+        host, _, pid = bytes(data).decode().rpartition(" ")
+        self._processes[rank] = host, int(pid)
 
 
 def world() -> World:

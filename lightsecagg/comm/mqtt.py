@@ -156,6 +156,15 @@ class MqttHub(LinkHub):
     def address(self) -> str:
         return f"{self._broker.where} (MQTT, run {self._broker.run})"
 
+    @property
+    def why_nameless(self) -> str | None:
+        if self._users_are_held_apart:
+            return None
+        return (
+            "this broker does not hold its users to their own topics: `lightsecagg mqtt-config` sets one up "
+            "that does"
+        )
+
     async def listen(self) -> None:
         if self._embedded is not None:
             await self._embedded.start()

@@ -89,7 +89,7 @@ def _read(key: str, path: Path | None) -> bytes | None:
         with path.open("rb") as file:
             return file.read(_LARGEST_FILE)
     except OSError as error:
-        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from None
+        raise ConfigError(f"{key}: cannot read {path.absolute()}: {error.strerror}") from None
 
 
 def _check_authorities(key: str, path: Path) -> None:

@@ -86,19 +86,22 @@ class Client:
             RefusedError: the server turned this client away.
             RunStopped: the server vanished, or ended the run early.
             CommError: no server was found.
+            ConfigError: a setting of the carrier is wrong.
         """
+        transport: comm.Transport | None = self._transport()  # first: a wrong setting of it begins no run
         started = time.monotonic()
         outcome, reason = "failed", None
         self._announce()
         try:
             while True:
                 try:
-                    await self._take_part()
+                    await self._take_part(transport or self._transport())
                     break
                 except ForgottenError:
                     self._tracker.emit(events.Notice(text="the server forgot this session; joining anew"))
                 except _CrowdedOutError:
                     await self._wait_in_the_crowd(started)
+                transport = None  # is used once
             outcome = "completed"
         except asyncio.CancelledError:
             outcome, reason = "stopped", Reason.STOPPED_BY_USER.value
@@ -160,8 +163,7 @@ class Client:
             rng=random.Random(),
         )
 
-    async def _take_part(self) -> None:
-        transport = self._transport()
+    async def _take_part(self, transport: comm.Transport) -> None:
         try:
             await transport.connect()
             run = await self._join(transport)

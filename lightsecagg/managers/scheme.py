@@ -195,9 +195,10 @@ class SecureScheme(Scheme):
         if self._roster is not None:
             _check_roster(self._roster, settings)
         elif settings.comm_args.backend != "LOCAL":
+            is_open = settings.comm_args.authenticated_as is None
             self.notices.append(
-                "no roster: whoever connects may take part, and the server could pose as clients; "
-                "secure_aggregation_args.roster lists who may (`lightsecagg roster add`)"
+                f"no roster: {'whoever connects may take part, and ' if is_open else ''}the server could "
+                "pose as clients; secure_aggregation_args.roster lists who may (`lightsecagg roster add`)"
             )
 
     def clipped(self, delta: npt.NDArray[np.floating]) -> int:

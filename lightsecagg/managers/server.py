@@ -93,6 +93,7 @@ class Server:
         try:
             await self._hub.start()
             try:
+                self._check_names()
                 self._folder.claim()
                 self._announce()
                 if self._folder.keeps_model or not self._folder.model.exists():
@@ -122,6 +123,11 @@ class Server:
                     seconds=time.monotonic() - started,
                 )
             )
+
+    def _check_names(self) -> None:
+        wanted, why = self._settings.comm_args.authenticated_as, self._hub.why_nameless
+        if wanted is not None and why is not None:
+            raise ConfigError(f"comm_args.authenticated_as: {wanted} cannot be asked for here: {why}")
 
     def _announce(self) -> None:
         self._tracker.emit(

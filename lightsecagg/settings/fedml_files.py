@@ -83,7 +83,7 @@ def _broker(path: Path) -> _Found:
         ours = _MQTT_KEYS.get(key, key if key in _MORE_MQTT_KEYS else "")
         if ours == "":
             lines.append(f"{path}: {key}: unknown key, ignored; known are {', '.join(_MQTT_KEYS)}")
-        elif ours is not None and value is not None:
+        elif ours is not None and value not in (None, ""):  # FedML writes "" for nobody
             found[ours] = value
     if "host" not in found:
         raise ConfigError(f"comm_args.mqtt_config_path: wanted BROKER_HOST in {path}, found none")

@@ -52,6 +52,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Settings, list[str]
     connection_notices = fedml_files.lay_under(raw, path.parent)
     unknown: list[tuple[str, str]] = []
     known = _known_part(Settings, raw, "", unknown)
+    if misspelt := [
+        f"--set {key}: unknown key{hint}" for key, hint in unknown if _is_overridden(key, overridden)
+    ]:
+        raise ConfigError("\n".join(misspelt))  # a file may be FedML's; these words are meant for us
     try:
         settings = Settings.model_validate(known)
     except ValidationError as error:
@@ -59,19 +63,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Settings, list[str]
     except ConflictError as conflict:
         problems = conflict.problems
     else:
-        lines = [
-            f"{_origin(path, key, overridden)}{key}: unknown key, ignored{hint}" for key, hint in unknown
-        ]
+        lines = [f"{path}: {key}: unknown key, ignored{hint}" for key, hint in unknown]
         return settings, lines + connection_notices + fedml.notices(settings)
     # Raised outside the handlers: pydantic's error holds the values, secrets among them, and stays behind.
     raise ConfigError("\n".join(f"{_origin(path, problem.key, overridden)}{problem}" for problem in problems))
 
 
+def _is_overridden(key: str, overridden: set[str]) -> bool:
+    return any(f"{key}.".startswith(f"{given}.") or given.startswith(f"{key}.") for given in overridden)
+
+
 def _origin(path: Path, key: str, overridden: set[str]) -> str:
-    is_override = any(
-        f"{key}.".startswith(f"{given}.") or given.startswith(f"{key}.") for given in overridden
-    )
-    return "--set " if is_override else f"{path}: "
+    return "--set " if _is_overridden(key, overridden) else f"{path}: "
 
 
 def _override(raw: dict[Any, Any], text: str) -> str:

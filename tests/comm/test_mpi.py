@@ -26,9 +26,10 @@ RANKS = Path(__file__).with_name("mpi_ranks.py")
 class MpiWorld:
     """An mpirun whose output is read line by line."""
 
-    def __init__(self, scenario: str) -> None:
+    def __init__(self, scenario: str, code: int) -> None:
+        """`code`: with which the server ends."""
         self.popen = subprocess.Popen(
-            [*MPIRUN, "-n", "3", sys.executable, str(RANKS), scenario],
+            [*MPIRUN, "-n", "3", sys.executable, str(RANKS), scenario, str(code)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -70,8 +71,8 @@ class MpiWorld:
 
 
 @contextmanager
-def running(scenario: str) -> Iterator[MpiWorld]:
-    world = MpiWorld(scenario)
+def running(scenario: str, code: int = 0) -> Iterator[MpiWorld]:
+    world = MpiWorld(scenario, code)
     try:
         yield world
     finally:
@@ -139,9 +140,11 @@ def test_frozen_rank_is_away_by_its_silence_and_back_when_it_is_continued() -> N
         assert world.popen.returncode == 0, output
 
 
-def test_rank_that_stays_frozen_does_not_keep_the_world_from_ending() -> None:
-    with running("frozen at the end") as world:
+@pytest.mark.parametrize("code", [0, 7])
+def test_rank_that_stays_frozen_does_not_keep_the_world_from_ending(code: int) -> None:
+    with running("frozen at the end", code) as world:
         output = world.output()
         assert "rank 0 gone client-2 link_lost" in output
-        assert "no farewell from rank 2" in output
-        assert world.popen.returncode == 7, output
+        assert "rank 2 is frozen and says no farewell: it is killed" in output
+        assert world.popen.returncode == code, output
+        assert ("MPI_ABORT" in output) == bool(code), output

@@ -9,7 +9,7 @@ import pytest
 
 from lightsecagg.comm.base import make_transport
 from lightsecagg.comm.local import LocalCarrier, LocalHub
-from lightsecagg.errors import CommError, RunStopped
+from lightsecagg.errors import CommError, ConfigError, RunStopped
 from lightsecagg.managers import session
 from lightsecagg.managers.carrier import carrier_settings, link_settings
 from lightsecagg.managers.participation import RefusedError
@@ -25,6 +25,7 @@ def known_as(monkeypatch: pytest.MonkeyPatch, names: list[str | None]) -> None:
         await serve(hub, carrier)
 
     monkeypatch.setattr(LocalHub, "serve", prove)
+    monkeypatch.setattr(LocalHub, "why_nameless", None)
 
 
 def stage_that_asks(folder: Path) -> Stage:
@@ -51,6 +52,11 @@ async def test_rank_that_the_carrier_knows_by_another_name_is_refused(
             joined.append(asyncio.create_task(stage.client(rank).run()))
             await server._session.until(lambda rank=rank: rank in server._session.clients, PATIENCE)  # type: ignore[misc]
         assert await asyncio.gather(serving, *joined) == [None] * 4
+
+
+async def test_name_that_the_carrier_cannot_prove_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"authenticated_as: client-\{rank\} cannot be asked for here"):
+        await stage_that_asks(tmp_path).server().run()
 
 
 async def test_name_is_not_asked_for_unless_the_settings_do(
