@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sys
@@ -15,7 +16,6 @@ import click
 from lightsecagg.cli.client import halting
 from lightsecagg.cli.common import (
     EXIT_BUG,
-    EXIT_CONFIG,
     find_identity,
     make_tracker,
     read_settings,
@@ -47,7 +47,7 @@ class _OneVoice(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError:
             if os.environ.get("PMIX_RANK", "0") != "0":
-                sys.exit(EXIT_CONFIG)
+                sys.exit(0)  # with another code mpirun would end the first before it has spoken
             raise
 
 
@@ -147,7 +147,18 @@ def _serve(world: World, config: Path, run_id: str, overrides: Sequence[str], ru
         folder.check_unused()
         tracker = make_tracker(settings, folder, "server", notices)
         server = Server(settings, folder, tracker)
-    serve(server.run, tracker, leave=world.leave)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+
+        def tell(present: int) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the run is over
+                loop.call_soon_threadsafe(server.expect_at_most, present)
+
+        world.watch(tell)
+        await server.run()
+
+    serve(run, tracker, leave=world.leave)
 
 
 def _take_part(

@@ -40,6 +40,7 @@ class World:
         self._farewells: set[int] = set()
         self._processes: dict[int, tuple[str, int]] = {}  # host and process id, by rank
         self._changed = threading.Condition()
+        self._watcher: Callable[[int], None] | None = None
         self.thread.start()
         if self.rank != SERVER_RANK:
             self.thread.post(SERVER_RANK, _TO_SERVER, f"{socket.gethostname()} {os.getpid()}".encode())
@@ -78,6 +79,15 @@ class World:
     def next_lane(self) -> int:
         """A lane's number: long unused where they have begun anew."""
         return next(lane for lane in self._lanes if down(lane) not in self.thread.lanes)
+
+    def watch(self, watcher: Callable[[int], None]) -> None:
+        """At rank 0: have the MPI thread tell how many others neither died nor left, at every change."""
+        with self._changed:
+            self._watcher = watcher
+            watcher(len(self._present()))
+
+    def _present(self) -> set[int]:
+        return set(range(1, self.size)) - self._farewells - self.thread.failed
 
     def announce(self, *, serves: bool) -> None:
         """Let all know whether the hub of this process, which is rank 0, listens."""
@@ -128,12 +138,8 @@ class World:
 
     def _wait_for_farewells(self) -> set[int]:
         """The ranks that live and do not say farewell in time."""
-
-        def missing() -> set[int]:
-            return set(range(1, self.size)) - self._farewells - self.thread.failed
-
-        self.wait_until(lambda: not missing(), _FAREWELL_TIMEOUT)
-        return missing()
+        self.wait_until(lambda: not self._present(), _FAREWELL_TIMEOUT)
+        return self._present()
 
     def _say(self, what: bytes) -> None:
         for rank in range(self.size):
@@ -146,6 +152,8 @@ class World:
             elif data is not None and source == SERVER_RANK:
                 self._state = bytes(data)
             self._changed.notify_all()
+            if self._watcher is not None:
+                self._watcher(len(self._present()))
 
     def _hear(self, rank: int, data: Data) -> None:
         if data == _FAREWELL:

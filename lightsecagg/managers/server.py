@@ -59,6 +59,7 @@ class Server:
         self._round = 0
         self._told: set[str] = set()
         self._losses = ""
+        self._most = settings.device_args.worker_num  # clients that can join at all
         self._completed = 0
         self._aborted = 0
         self._accuracy: float | None = None
@@ -123,6 +124,11 @@ class Server:
                     seconds=time.monotonic() - started,
                 )
             )
+
+    def expect_at_most(self, clients: int) -> None:
+        """Wait for no more clients than these to join: the others have ended. Belongs to the event loop."""
+        self._most = clients
+        self._session.look_again()
 
     def _check_names(self) -> None:
         wanted, why = self._settings.comm_args.authenticated_as, self._hub.why_nameless
@@ -204,12 +210,16 @@ class Server:
     async def _gather_clients(self) -> None:
         wanted = self._settings.device_args.worker_num
         timeout = self._settings.secure_aggregation_args.join_timeout
-        await self._session.until(lambda: len(self._session.free()) >= wanted, timeout)
+        await self._session.until(lambda: len(self._session.free()) >= min(wanted, self._most), timeout)
         joined = len(self._session.free())
         if joined < self._settings.min_joined:
+            why = (
+                f"within {timeout:g} s (secure_aggregation_args.join_timeout)"
+                if joined < self._most
+                else "and the others have ended"
+            )
             raise RunStopped(
-                f"{joined} of {wanted} clients joined within {timeout:g} s "
-                f"(secure_aggregation_args.join_timeout); at least {self._settings.min_joined} are needed"
+                f"{joined} of {wanted} clients joined {why}; at least {self._settings.min_joined} are needed"
             )
 
     async def _draw(self) -> list[Client]:

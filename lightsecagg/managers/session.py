@@ -111,6 +111,10 @@ class Session:
             return condition()
         return True
 
+    def look_again(self) -> None:
+        """Something else than an event may have made a condition of ``until`` true."""
+        self._spawn(self._notify())
+
     def up(self) -> list[Client]:
         """The clients that are there, by rank."""
         return [client for _, client in sorted(self.clients.items()) if client.status is Status.UP]
