@@ -23,7 +23,7 @@ from lightsecagg.cli.common import (
     serve,
     starting,
 )
-from lightsecagg.errors import CommError, ConfigError, LightSecAggError
+from lightsecagg.errors import CommError, ConfigError, LightSecAggError, Reason
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
 from lightsecagg.managers.participation import Observer, RefusedError
@@ -174,7 +174,8 @@ def _take_part(
     def tell(error: LightSecAggError) -> None:
         if isinstance(error, ConfigError):  # the server may have found the same
             world.wait_until(lambda: world.server_serves or world.server_ends or world.server_died)
-        elif not isinstance(error, RefusedError):  # the server may have ended, and says why
+        elif not isinstance(error, RefusedError) or Reason.RUN_OVER.value in str(error):
+            # the server may have ended, and says why
             world.wait_until(lambda: world.server_ends or world.server_died, _LAST_WORDS)
         if not world.server_ends:
             _say(rank, error)

@@ -210,16 +210,19 @@ class Server:
     async def _gather_clients(self) -> None:
         wanted = self._settings.device_args.worker_num
         timeout = self._settings.secure_aggregation_args.join_timeout
-        await self._session.until(lambda: len(self._session.free()) >= min(wanted, self._most), timeout)
+        least = self._settings.min_joined
+
+        def settled() -> bool:
+            return self._most < least or len(self._session.free()) >= min(wanted, self._most)
+
+        is_settled = await self._session.until(settled, timeout)
         joined = len(self._session.free())
-        if joined < self._settings.min_joined:
-            why = (
-                f"within {timeout:g} s (secure_aggregation_args.join_timeout)"
-                if joined < self._most
-                else "and the others have ended"
-            )
+        if joined < least and is_settled:
+            raise RunStopped(f"too many clients have ended before they joined; at least {least} are needed")
+        if joined < least:
             raise RunStopped(
-                f"{joined} of {wanted} clients joined {why}; at least {self._settings.min_joined} are needed"
+                f"{joined} of {wanted} clients joined within {timeout:g} s "
+                f"(secure_aggregation_args.join_timeout); at least {least} are needed"
             )
 
     async def _draw(self) -> list[Client]:

@@ -145,7 +145,7 @@ def test_stranger_is_refused_by_the_roster_and_says_so_once(tmp_path: Path) -> N
             assert [line for line in said if not line.endswith("joined")] == [
                 "client 4: the server refused this client: unknown_identity "
                 "(not in the server's roster as rank 4)",
-                "lightsecagg: 3 of 4 clients joined and the others have ended; at least 4 are needed",
+                "lightsecagg: too many clients have ended before they joined; at least 4 are needed",
             ]
 
 

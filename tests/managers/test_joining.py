@@ -138,3 +138,25 @@ async def test_crowd_that_can_prove_no_name_costs_those_who_can_nothing(
         remaining = [n.authenticated_as for n in server._session._joining.values()]
         await asyncio.gather(*(newcomer.close() for newcomer in newcomers))
     assert remaining == ["client-1", "client-2"]
+
+
+async def test_server_does_not_wait_for_clients_that_have_ended(tmp_path: Path) -> None:
+    """Only a carrier that starts all processes together can know."""
+    stage = Stage(tmp_path, make_settings(4, min_joined=3))
+    server = stage.server()
+    serving = asyncio.create_task(server.run())
+    clients = [asyncio.create_task(stage.client(rank).run()) for rank in (1, 2, 3)]
+    async with asyncio.timeout(PATIENCE):
+        await server._session.until(lambda: len(server._session.clients) == 3, PATIENCE)
+        server.expect_at_most(3)
+        assert await asyncio.gather(serving, *clients) == [None] * 4
+
+
+async def test_server_stops_when_fewer_are_left_than_it_needs(tmp_path: Path) -> None:
+    server = Stage(tmp_path, make_settings(4)).server()
+    serving = asyncio.create_task(server.run())
+    await server._session.until(lambda: False, 0.1)
+    server.expect_at_most(2)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(RunStopped, match="too many clients have ended before they joined"):
+            await serving

@@ -61,6 +61,12 @@ def test_broker_comes_from_the_yaml(config: Path, backend: str) -> None:
     assert not any("hush" in line for line in notices)
 
 
+def test_empty_user_and_password_are_nobodys(config: Path) -> None:
+    (config.parent / "mqtt.yaml").write_text('BROKER_HOST: b\nMQTT_USER: ""\nMQTT_PWD: ""\n')
+    broker = load(config, ["comm_args.backend=MQTT"])[0].comm_args.mqtt
+    assert (broker.username, broker.password) == (None, None)
+
+
 def test_yaml_without_a_broker_is_refused(config: Path) -> None:
     (config.parent / "mqtt.yaml").write_text("BROKER_PORT: 1999\n")
     with pytest.raises(ConfigError, match="wanted BROKER_HOST"):
