@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import queue
 import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-PATIENCE = 60.0
+from tests.e2e.processes import PATIENCE, Heard
+
 MPIRUN = (
     str(Path(sys.executable).parent / "mpirun"),
     *("--with-ft", "ulfm", "--oversubscribe", "--bind-to", "none"),
@@ -23,59 +22,24 @@ MPIRUN = (
 RANKS = Path(__file__).with_name("mpi_ranks.py")
 
 
-class MpiWorld:
-    """An mpirun whose output is read line by line."""
-
-    def __init__(self, scenario: str, code: int) -> None:
-        """`code`: with which the server ends."""
-        self.popen = subprocess.Popen(
+@contextmanager
+def running(scenario: str, code: int = 0) -> Iterator[Heard]:
+    """An mpirun of three ranks; `code`: with which the server ends."""
+    world = Heard(
+        subprocess.Popen(
             [*MPIRUN, "-n", "3", sys.executable, str(RANKS), scenario, str(code)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
         )
-        self.lines: list[str] = []
-        self._queue: queue.Queue[str | None] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.popen.stdout is not None
-        for line in self.popen.stdout:
-            self._queue.put(line)
-        self._queue.put(None)
-
-    def expect(self, text: str) -> str:
-        """Wait for a line that holds this; from then on only what comes after it."""
-        while (line := self._queue.get(timeout=PATIENCE)) is not None:
-            self.lines.append(line)
-            if text in line:
-                return line
-        raise AssertionError(f"ended without {text!r}:\n{''.join(self.lines)}")
-
-    def output(self) -> str:
-        """Everything it says, once it has ended."""
-        while (line := self._queue.get(timeout=PATIENCE)) is not None:
-            self.lines.append(line)
-        self.popen.wait(PATIENCE)
-        return "".join(self.lines)
-
-    def close(self) -> None:
-        if self.popen.poll() is None:
-            self.popen.terminate()  # mpirun ends its ranks, stopped ones too
-            self.popen.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        assert self.popen.stdout is not None
-        self.popen.stdout.close()
-
-
-@contextmanager
-def running(scenario: str, code: int = 0) -> Iterator[MpiWorld]:
-    world = MpiWorld(scenario, code)
+    )
     try:
         yield world
     finally:
+        if world.popen.poll() is None:
+            world.popen.terminate()  # mpirun ends its ranks, stopped ones too
+            world.popen.wait(PATIENCE)
         world.close()
 
 

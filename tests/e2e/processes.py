@@ -47,20 +47,11 @@ def free_port() -> int:
     return port
 
 
-class Process:
-    """One process; what it prints is read line by line."""
+class Heard:
+    """A process whose output is read line by line."""
 
-    def __init__(self, words: Sequence[str], cwd: Path, halt: str | None, inside: Sequence[str] = ()) -> None:
-        if halt is not None:
-            words = [*words, "--halt-at", halt]
-        self.popen = subprocess.Popen(
-            [*inside, sys.executable, "-m", "lightsecagg", *words],
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "HOME": str(cwd), "PYTHONPATH": str(HERE), "COLUMNS": "400"},
-        )
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self.popen = popen
         self.lines: list[str] = []
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -73,26 +64,13 @@ class Process:
         self._queue.put(None)
 
     def expect(self, text: str) -> str:
-        """Wait for a line that holds ``text``."""
+        """Wait for a line that holds ``text``; from then on only what comes after it."""
         while True:
             line = self._queue.get(timeout=PATIENCE)
             assert line is not None, f"ended without {text!r}:\n{''.join(self.lines)}"
             self.lines.append(line)
             if text in line:
                 return line
-
-    def halted(self) -> None:
-        """Wait until the process has stopped itself at its point."""
-        found = os.waitid(os.P_PID, self.popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        assert found is not None
-        assert found.si_code == os.CLD_STOPPED, f"never halted:\n{self.output()}"
-
-    def signal(self, number: signal.Signals) -> None:
-        self.popen.send_signal(number)
-
-    def kill(self) -> None:
-        self.popen.kill()
-        self.popen.wait(PATIENCE)
 
     def exit_code(self) -> int:
         code = self.popen.wait(PATIENCE)
@@ -114,6 +92,37 @@ class Process:
         self._reader.join(PATIENCE)
         assert self.popen.stdout is not None
         self.popen.stdout.close()
+
+
+class Process(Heard):
+    """One process of the program."""
+
+    def __init__(self, words: Sequence[str], cwd: Path, halt: str | None, inside: Sequence[str] = ()) -> None:
+        if halt is not None:
+            words = [*words, "--halt-at", halt]
+        super().__init__(
+            subprocess.Popen(
+                [*inside, sys.executable, "-m", "lightsecagg", *words],
+                cwd=cwd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, "HOME": str(cwd), "PYTHONPATH": str(HERE), "COLUMNS": "400"},
+            )
+        )
+
+    def halted(self) -> None:
+        """Wait until the process has stopped itself at its point."""
+        found = os.waitid(os.P_PID, self.popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert found is not None
+        assert found.si_code == os.CLD_STOPPED, f"never halted:\n{self.output()}"
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait(PATIENCE)
 
 
 class Run:
