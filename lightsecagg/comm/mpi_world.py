@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NoReturn
 
 from lightsecagg.comm.frame import Data
@@ -25,6 +27,7 @@ _FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"  # set by `mpirun --with-ft ulfm`
 
 _TO_SERVER, _TO_CLIENT = 0, 1  # tags
 _FAREWELL = b""
+_PROCESS = re.compile(rb"([!-~]{1,255}) ([0-9]{1,10})")  # a client's host and process id
 _SERVES, _PAUSES, _ENDS, _OVER, _BROKEN = b"s", b"p", b"e", b"o", b"b"  # what the server says to all
 
 _FAREWELL_TIMEOUT = 15.0  # seconds for ranks to say farewell once the server has: one may be frozen
@@ -126,7 +129,7 @@ class World:
     def _kill(self, rank: int) -> None:
         """End a rank that is frozen: with fault tolerance MPI's own abort ends nobody but its caller."""
         host, pid = self._processes.get(rank, ("an unknown host", 0))
-        if host == socket.gethostname() and pid:
+        if host == socket.gethostname() and _is_sibling(pid):
             print(f"lightsecagg: rank {rank} is frozen and says no farewell: it is killed", flush=True)
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -158,9 +161,17 @@ class World:
     def _hear(self, rank: int, data: Data) -> None:
         if data == _FAREWELL:
             self._farewells.add(rank)
-            return
-        host, _, pid = bytes(data).decode().rpartition(" ")
-        self._processes[rank] = host, int(pid)
+        elif (found := _PROCESS.fullmatch(data)) is not None:
+            self._processes[rank] = found[1].decode(), int(found[2])
+
+
+def _is_sibling(pid: int) -> bool:
+    """Whether the process was started by the one that started us: no rank can name any other to be killed."""
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return False
+    return parent == os.getppid() and pid != os.getpid()
 
 
 def world() -> World:

@@ -91,6 +91,7 @@ class Client:
         transport: comm.Transport | None = self._transport()  # first: a wrong setting of it begins no run
         started = time.monotonic()
         outcome, reason = "failed", None
+        crowded_since: float | None = None
         self._announce()
         try:
             while True:
@@ -98,9 +99,11 @@ class Client:
                     await self._take_part(transport or self._transport())
                     break
                 except ForgottenError:
+                    crowded_since = None
                     self._tracker.emit(events.Notice(text="the server forgot this session; joining anew"))
                 except _CrowdedOutError:
-                    await self._wait_in_the_crowd(started)
+                    crowded_since = crowded_since or time.monotonic()
+                    await self._wait_in_the_crowd(crowded_since)
                 transport = None  # is used once
             outcome = "completed"
         except asyncio.CancelledError:
@@ -122,14 +125,14 @@ class Client:
                 )
             )
 
-    async def _wait_in_the_crowd(self, started: float) -> None:
+    async def _wait_in_the_crowd(self, since: float) -> None:
         """Pause before the next attempt to join.
 
         Raises:
             CommError: `connect_timeout` is over.
         """
         patience = self._settings.comm_args.connect_timeout
-        if time.monotonic() > started + patience:
+        if time.monotonic() > since + patience:
             raise CommError(
                 f"the server at {server_address(self._settings)} did not hear us within {patience:g} s: a "
                 "crowd of connections is at its door; client certificates or broker users keep strangers away"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lightsecagg.comm.mpi_world import _is_sibling
 from tests.e2e.processes import PATIENCE, Heard
 
 MPIRUN = (
@@ -102,6 +103,15 @@ def test_frozen_rank_is_away_by_its_silence_and_back_when_it_is_continued() -> N
         assert "rank 2 echoed 50" in output
         assert "rank 0 gone client-2 goodbye" in output
         assert world.popen.returncode == 0, output
+
+
+def test_no_rank_can_have_a_process_killed_that_mpirun_did_not_start() -> None:
+    with subprocess.Popen(["sleep", "5"]) as stranger:
+        assert not _is_sibling(stranger.pid)
+        stranger.kill()
+    assert not _is_sibling(os.getpid())
+    assert not _is_sibling(os.getppid())
+    assert not _is_sibling(0)
 
 
 @pytest.mark.parametrize("code", [0, 7])
