@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -22,6 +23,13 @@ from lightsecagg.errors import ConfigError
 from lightsecagg.randomness import Entropy, system_entropy
 
 Field = bytes | int | str
+
+
+class Verifier(Protocol):
+    """Tells whether ``signature`` is ``public``'s over the label and fields, as ``verify`` does."""
+
+    def __call__(self, public: bytes, signature: bytes, label: str, *fields: Field) -> bool: ...
+
 
 PUBLIC_BYTES = 32
 SIGNATURE_BYTES = 64

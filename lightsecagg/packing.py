@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from lightsecagg.errors import Reason, RemoteProtocolError
 from lightsecagg.field import Elements, PrimeField
+from lightsecagg.kernels import loops
+
+Bytes = npt.NDArray[np.uint8]
+Buffer = bytes | bytearray | memoryview
+
+_WORDS = {1: "u1", 2: "<u2", 4: "<u4"}  # what NumPy casts to; three bytes have loops of their own
 
 
-def pack(field: PrimeField, elements: Elements) -> bytes:
+def pack(field: PrimeField, elements: Elements) -> memoryview:
     """The elements, one after another; ``len(elements) * field.element_bytes`` bytes."""
-    words = np.ascontiguousarray(elements, dtype="<u4")
-    if field.element_bytes == 4:
-        return words.tobytes()
-    return words.view(np.uint8).reshape(-1, 4)[:, : field.element_bytes].tobytes()
+    out = np.empty(len(elements) * field.element_bytes, dtype=np.uint8)
+    pack_into(field, elements, out)
+    return out.data
 
 
-def unpack(field: PrimeField, data: bytes | memoryview, count: int) -> Elements:
-    """The inverse of ``pack``; bytes come from outside, so length and range are checked first.
+def pack_into(field: PrimeField, elements: Elements, out: Bytes) -> None:
+    """``pack`` into ``out``, which is as long as that."""
+    if field.element_bytes == 3:
+        loops(len(elements)).pack3(np.ascontiguousarray(elements), out)
+    else:
+        out.view(_WORDS[field.element_bytes])[:] = elements
+
+
+def check_packed(field: PrimeField, data: Buffer, count: int) -> Bytes:
+    """Bytes that came from outside, as a view, once they are known to be ``count`` elements of the field.
 
     Raises:
         RemoteProtocolError: ``data`` is not ``count`` elements long (``bad_length``), or holds a value that
@@ -28,12 +42,45 @@ def unpack(field: PrimeField, data: bytes | memoryview, count: int) -> Elements:
         raise RemoteProtocolError(
             Reason.BAD_LENGTH, f"wanted {count} elements of {width} bytes, found {len(data)} bytes"
         )
-    if width == 4:
-        elements = np.frombuffer(data, dtype="<u4").astype(np.uint32, copy=False)
-    else:
-        words = np.zeros((count, 4), dtype=np.uint8)
-        words[:, :width] = np.frombuffer(data, dtype=np.uint8).reshape(count, width)
-        elements = words.view("<u4").reshape(count).astype(np.uint32, copy=False)
-    if not field.contains(elements):
+    packed = np.frombuffer(data, dtype=np.uint8)
+    largest = loops(count).largest3(packed) if width == 3 else int(_words(field, packed).max(initial=0))
+    if largest >= field.order:
         raise RemoteProtocolError(Reason.BAD_ELEMENT, f"an element is not below the order {field.order}")
+    return packed
+
+
+def unpack(field: PrimeField, data: Buffer, count: int) -> Elements:
+    """The inverse of ``pack``; bytes come from outside, so length and range are checked first.
+
+    Raises:
+        RemoteProtocolError: as ``check_packed``.
+    """
+    elements = np.empty(count, dtype=np.uint32)
+    unpack_into(field, data, elements)
     return elements
+
+
+def unpack_into(field: PrimeField, data: Buffer, out: Elements) -> None:
+    """``unpack`` into ``out``, which is as long as the elements are many.
+
+    Raises:
+        RemoteProtocolError: as ``check_packed``.
+    """
+    packed = check_packed(field, data, len(out))
+    if field.element_bytes == 3:
+        loops(len(out)).unpack3(packed, out)
+    else:
+        out[:] = _words(field, packed)
+
+
+def add_packed(field: PrimeField, total: Elements, packed: Bytes) -> None:
+    """total += the elements that ``check_packed`` let through, in place."""
+    run = loops(len(total))
+    if field.element_bytes == 3:
+        run.add3(total, packed, field.order)
+    else:
+        run.add(total, _words(field, packed).astype(np.uint32), field.order)
+
+
+def _words(field: PrimeField, packed: Bytes) -> npt.NDArray[np.unsignedinteger]:
+    return packed.view(_WORDS[field.element_bytes])

@@ -15,15 +15,27 @@ import numpy.typing as npt
 
 from lightsecagg.errors import NotFiniteError, ParameterError, UpdateError
 from lightsecagg.field import SUPPORTED_ORDERS, Elements, PrimeField
-from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy, system_entropy, uniform_reals
+from lightsecagg.kernels import loops
+from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy, stream_words, system_entropy
 
 Rounding = Literal["nearest", "stochastic"]
 
-_TILE = 4 * BLOCK_ELEMENTS  # coordinates handled at once: a few hundred KiB of float64 stay in cache
+_TILE = 4 * BLOCK_ELEMENTS  # coordinates handled at once, so that nothing of the vector's length is copied
 
 
 class SumOutOfRangeError(Exception):
     """A decoded coordinate or weight lies where no sum of honest updates can."""
+
+
+@dataclass(frozen=True)
+class WeightedUpdate:
+    """One client's update, (d,) floats, and its weight; it prints without them."""
+
+    values: npt.NDArray[np.floating]
+    weight: int
+
+    def __repr__(self) -> str:
+        return "WeightedUpdate(<secret>)"
 
 
 @dataclass(frozen=True)
@@ -115,29 +127,57 @@ class FixedPoint:
             UpdateError: the update is not one-dimensional or not finite (``NotFiniteError``), or the
                 weight is negative.
         """
+        quantized = np.zeros(update.size + 1, dtype=np.uint32)
+        self.add_to(field, quantized, update, weight, entropy)
+        return quantized
+
+    def add_to(
+        self,
+        field: PrimeField,
+        total: Elements,
+        update: npt.NDArray[np.floating],
+        weight: int,
+        entropy: Entropy = system_entropy,
+    ) -> None:
+        """``quantize``, added to ``total`` in place and in one pass: so an update goes under its mask.
+
+        Args:
+            total: (d + 1,) uint32.
+            update, weight, entropy: as for ``quantize``.
+
+        Raises:
+            UpdateError: as ``quantize``; ``total`` is unchanged then.
+        """
+        weight = self.check_update(update, weight)
+        noise = np.empty(0, dtype=np.uint32)
+        seed = entropy(SEED_BYTES) if self.rounding == "stochastic" else None
+        factor = weight * 2.0**self.fraction_bits / self.max_weight
+        run = loops(len(update))
+        for start in range(0, len(update), _TILE):
+            tile = _reals(update[start : start + _TILE])
+            if seed is not None:
+                noise = stream_words(seed, start, start + len(tile))
+            run.add_quantized(tile, noise, self.clip, factor, field.order, total[start : start + len(tile)])
+        run.add(total[-1:], np.array([weight], dtype=np.uint32), field.order)
+
+    def check_update(self, update: npt.NDArray[np.floating], weight: int) -> int:
+        """The weight as it counts, of an update that can be quantized.
+
+        Raises:
+            UpdateError: the update is not one-dimensional or not finite (``NotFiniteError``), or the
+                weight is negative.
+        """
         if update.ndim != 1:
             raise UpdateError(f"wanted an update of shape (d,), found {update.shape}")
         if weight < 0:
             raise UpdateError("a weight must be an integer ≥ 0")
-        weight = min(index(weight), self.max_weight)
-        factor = weight * 2.0**self.fraction_bits / self.max_weight
-        seed = entropy(SEED_BYTES) if self.rounding == "stochastic" else None
-        result = np.empty(len(update) + 1, dtype=np.uint32)
-        for start in range(0, len(update), _TILE):
-            tile = np.array(update[start : start + _TILE], dtype=np.float64)
-            if not np.isfinite(tile).all():
-                raise NotFiniteError("the update holds NaN or infinity")
-            np.clip(tile, -self.clip, self.clip, out=tile)
-            tile *= factor
-            if seed is None:
-                np.rint(tile, out=tile)
-            else:
-                tile += uniform_reals(seed, start, start + len(tile))
-                np.floor(tile, out=tile)
-            tile[tile < 0] += field.order
-            result[start : start + len(tile)] = tile.astype(np.uint32)
-        result[-1] = weight
-        return result
+        if not self.inspect(update)[0]:
+            raise NotFiniteError("the update holds NaN or infinity")
+        return min(index(weight), self.max_weight)
+
+    def inspect(self, update: npt.NDArray[np.floating]) -> tuple[bool, int]:
+        """Whether every coordinate is finite, and how many will be clipped."""
+        return loops(len(update)).inspect(_reals(update), self.clip)
 
     def dequantize(
         self, field: PrimeField, total: Elements, num_survivors: int
@@ -150,13 +190,21 @@ class FixedPoint:
         Raises:
             SumOutOfRangeError: a coordinate or the weight lies where no honest sum can.
         """
-        values = field.centered(total)
-        total_weight = int(values[-1])
-        limit = num_survivors * (self.clip * 2**self.fraction_bits + 1)
-        if len(values) > 1 and max(-int(values[:-1].min()), int(values[:-1].max())) > limit:
-            raise SumOutOfRangeError("a coordinate of the sum is beyond |S| · (clip · 2^bits + 1)")
+        total_weight = int(field.centered(total[-1:])[0])
         if not 0 <= total_weight <= num_survivors * self.max_weight:
             raise SumOutOfRangeError("the total weight is outside [0, |S| · max_weight]")
-        if total_weight == 0:
-            return np.zeros(len(values) - 1), 0
-        return values[:-1] * (self.max_weight / total_weight / 2**self.fraction_bits), total_weight
+        limit = num_survivors * (self.clip * 2**self.fraction_bits + 1)
+        scale = self.max_weight / total_weight / 2**self.fraction_bits if total_weight else 0.0
+        mean = np.empty(len(total) - 1)
+        for start in range(0, len(mean), _TILE):
+            values = field.centered(total[start : min(start + _TILE, len(mean))])
+            if max(-int(values.min()), int(values.max())) > limit:
+                raise SumOutOfRangeError("a coordinate of the sum is beyond |S| · (clip · 2^bits + 1)")
+            np.multiply(values, scale, out=mean[start : start + len(values)])
+        return mean, total_weight
+
+
+def _reals(values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """The values as what the loops take: float32 and float64 as they are."""
+    is_plain = values.dtype in (np.float32, np.float64)
+    return np.ascontiguousarray(values, dtype=None if is_plain else np.float64)

@@ -9,7 +9,7 @@ little-endian words, masked to the bits of p − 1, words ≥ p skipped, the fir
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,45 +18,40 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from lightsecagg.field import Elements, PrimeField
+from lightsecagg.kernels import loops
 
 EXPANSION = "aes256-ctr-2^14-le32-reject"
 SEED_BYTES = 32
 BLOCK_ELEMENTS = 2**14
+_CIPHER_SLACK = 15  # bytes that ``update_into`` wants beyond what it writes: a cipher block less one
 
 Entropy = Callable[[int], bytes]
 """A source of secret random bytes: called with a count, returns that many."""
 
 system_entropy: Entropy = secrets.token_bytes
 
-_ZEROS = bytes(4 * BLOCK_ELEMENTS)
+_ZEROS = memoryview(bytes(4 * BLOCK_ELEMENTS))
 
 
-def key_stream(seed: bytes, block: int) -> Iterator[npt.NDArray[np.uint32]]:
-    """The words of one block's key stream, 2^14 at a time, without end.
+class _KeyStream:
+    """The words of one block's key stream, in order, into buffers that are used again.
 
     Args:
         seed: 32 bytes.
         block: the block's number, below 2^64.
     """
-    cipher = Cipher(AES256(seed), CTR(block.to_bytes(8, "big") + bytes(8))).encryptor()
-    while True:
-        yield np.frombuffer(cipher.update(_ZEROS), dtype="<u4").astype(np.uint32, copy=False)
+
+    def __init__(self, seed: bytes, block: int) -> None:
+        self._cipher = Cipher(AES256(seed), CTR(block.to_bytes(8, "big") + bytes(8))).encryptor()
+
+    def words_into(self, buffer: bytearray, count: int) -> npt.NDArray[np.uint32]:
+        """The next ``count`` words, as a view of ``buffer``."""
+        written = self._cipher.update_into(_ZEROS[: 4 * count], buffer)
+        return np.frombuffer(buffer, dtype="<u4", count=written // 4).astype(np.uint32, copy=False)
 
 
-def expand_block(seed: bytes, field: PrimeField, block: int) -> Elements:
-    """Elements [block · 2^14, (block + 1) · 2^14) of the seed's expansion."""
-    mask = np.uint32((1 << field.element_bits) - 1)
-    accepted: list[Elements] = []
-    count = 0
-    for words in key_stream(seed, block):
-        candidates = words & mask
-        if int(candidates.max()) >= field.order:
-            candidates = candidates[candidates < field.order]
-        accepted.append(candidates)
-        count += len(candidates)
-        if count >= BLOCK_ELEMENTS:
-            break
-    return accepted[0] if len(accepted) == 1 else np.concatenate(accepted)[:BLOCK_ELEMENTS]
+def _buffer(count: int) -> bytearray:
+    return bytearray(4 * count + _CIPHER_SLACK)
 
 
 def expand(seed: bytes, field: PrimeField, start: int, stop: int) -> Elements:
@@ -67,22 +62,45 @@ def expand(seed: bytes, field: PrimeField, start: int, stop: int) -> Elements:
         start, stop: the range wanted; ranges of one seed agree wherever they overlap.
     """
     elements = np.empty(stop - start, dtype=np.uint32)
-    position = start
-    while position < stop:
-        block, offset = divmod(position, BLOCK_ELEMENTS)
-        count = min(BLOCK_ELEMENTS - offset, stop - position)
-        piece = expand_block(seed, field, block)[offset : offset + count]
-        elements[position - start : position - start + count] = piece
-        position += count
+    expand_into(seed, field, start, elements)
     return elements
 
 
-def uniform_reals(seed: bytes, start: int, stop: int) -> npt.NDArray[np.float64]:
-    """Multiples of 2^-32 in [0, 1), positions [start, stop) of the seed's stream, for stochastic rounding.
+def expand_into(seed: bytes, field: PrimeField, start: int, out: Elements) -> None:
+    """``expand`` from ``start`` on into ``out``, as many as it holds."""
+    position, stop = start, start + len(out)
+    buffer = _buffer(min(BLOCK_ELEMENTS, len(out) + start % BLOCK_ELEMENTS))
+    while position < stop:
+        block, offset = divmod(position, BLOCK_ELEMENTS)
+        end = min(BLOCK_ELEMENTS, offset + stop - position)
+        piece = out[position - start : position - start + end - offset]
+        if offset == 0:
+            _fill(seed, field, block, piece, buffer)
+        else:
+            whole = np.empty(end, dtype=np.uint32)
+            _fill(seed, field, block, whole, buffer)
+            piece[:] = whole[offset:]
+        position += end - offset
+
+
+def _fill(seed: bytes, field: PrimeField, block: int, out: Elements, buffer: bytearray) -> None:
+    """The first elements of a block, as many as ``out`` holds."""
+    stream, run = _KeyStream(seed, block), loops(BLOCK_ELEMENTS)
+    mask, filled = (1 << field.element_bits) - 1, 0
+    while filled < len(out):
+        words = stream.words_into(buffer, len(out) - filled)
+        filled += run.accept(words, mask, field.order, out[filled:])
+
+
+def stream_words(seed: bytes, start: int, stop: int) -> npt.NDArray[np.uint32]:
+    """Words [start, stop) of the seed's stream, none skipped, for stochastic rounding.
 
     ``start`` is a multiple of 2^14.
     """
     assert start % BLOCK_ELEMENTS == 0
-    blocks = range(start // BLOCK_ELEMENTS, -(-stop // BLOCK_ELEMENTS))
-    words = np.concatenate([next(key_stream(seed, block)) for block in blocks] or [np.empty(0, np.uint32)])
-    return np.asarray(words[: stop - start] * 2.0**-32, dtype=np.float64)
+    words = np.empty(stop - start, dtype=np.uint32)
+    buffer = _buffer(BLOCK_ELEMENTS)
+    for first in range(start, stop, BLOCK_ELEMENTS):
+        piece = words[first - start : first - start + BLOCK_ELEMENTS]
+        piece[:] = _KeyStream(seed, first // BLOCK_ELEMENTS).words_into(buffer, len(piece))
+    return words

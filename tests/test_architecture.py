@@ -10,9 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lightsecagg"
 
 LAYERS = [
-    {"errors", "labels", "parameters"},
+    {"errors", "labels", "parameters", "spans", "kernels"},
     {"field", "packing", "randomness", "quantize"},
-    {"kernels"},
     {"codec", "identity", "sealing"},
     {"protocol"},
     {"simulation", "in_memory"},
@@ -88,7 +87,7 @@ def test_sans_io_modules_import_no_clock_thread_or_socket(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & NO_IO
 
 
-def test_torch_is_imported_by_the_torch_trainer_and_models_only() -> None:
+def test_torch_is_imported_by_the_torch_trainer_the_models_and_the_device_kernel_only() -> None:
     users = {
         path.relative_to(PACKAGE)
         for path in modules()
@@ -96,6 +95,7 @@ def test_torch_is_imported_by_the_torch_trainer_and_models_only() -> None:
     }
     assert users
     assert {str(path) for path in users} <= {
+        "kernels/device.py",
         "training/torch.py",
         "training/models/__init__.py",
         "training/models/cnn.py",
@@ -107,7 +107,7 @@ def test_torch_is_imported_by_the_torch_trainer_and_models_only() -> None:
     "module", ["lightsecagg", "lightsecagg.managers.client", "lightsecagg.managers.server"]
 )
 def test_neither_torch_nor_a_carrier_is_loaded_before_it_is_asked_for(module: str) -> None:
-    heavy = ("torch", "sklearn", "grpc", "wandb", "paho")
+    heavy = ("torch", "sklearn", "grpc", "wandb", "paho", "numba")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

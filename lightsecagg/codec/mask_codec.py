@@ -5,7 +5,7 @@ Source: So et al., LightSecAgg, MLSys 2022, section 4.1; evaluation points as in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from lightsecagg.codec.lagrange import interpolation_matrix
 from lightsecagg.codec.seeded import SeededShares
 from lightsecagg.errors import ParameterError
 from lightsecagg.field import Elements, PrimeField
-from lightsecagg.kernels import ModularMatrix
+from lightsecagg.kernels import Product, modular_matrix
 from lightsecagg.parameters import Parameters
 from lightsecagg.randomness import expand
 
@@ -62,9 +62,9 @@ class MaskCodec:
         return self.data_points[: self.parameters.target_survivors - self.parameters.privacy_threshold]
 
     @cached_property
-    def _encoder(self) -> ModularMatrix:
+    def _encoder(self) -> Product:
         clients = range(1, self.parameters.num_clients + 1)
-        return ModularMatrix(self.field, interpolation_matrix(self.field, self.data_points, clients))
+        return modular_matrix(self.field.order, interpolation_matrix(self.field, self.data_points, clients))
 
     def encode(self, mask: Elements, noise: Elements) -> Elements:
         """The paper's form: shares of a given mask, hidden by given noise.
@@ -136,9 +136,12 @@ class MaskCodec:
             found = sorted({share.shape for share in aggregate_shares.values()})
             raise ParameterError(f"wanted shares of shape ({length},), found {found}")
         self._check_elements(*aggregate_shares.values())
-        shares = [aggregate_shares[number] for number in numbers]
-        decoder = ModularMatrix(self.field, interpolation_matrix(self.field, numbers, self.mask_points))
-        return decoder.product(np.stack(shares)).reshape(-1)[:dimension]
+        rows = np.stack([aggregate_shares[number] for number in numbers])
+        return self.decoder(numbers).product(rows).reshape(-1)[:dimension]
+
+    def decoder(self, numbers: Sequence[int]) -> Product:
+        """The (U − T, U) matrix that makes the mask's rows of the shares of the U clients ``numbers``."""
+        return modular_matrix(self.field.order, interpolation_matrix(self.field, numbers, self.mask_points))
 
     def _check_elements(self, *arrays: Elements) -> None:
         if not all(array.dtype == np.uint32 and self.field.contains(array) for array in arrays):

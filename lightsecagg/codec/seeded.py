@@ -7,6 +7,7 @@ points are chosen freely (DESIGN §5). Only the N − U derived shares travel at
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ import numpy as np
 from lightsecagg.codec.lagrange import interpolation_matrix
 from lightsecagg.errors import ParameterError
 from lightsecagg.field import Elements
-from lightsecagg.kernels import ModularMatrix
-from lightsecagg.randomness import expand
+from lightsecagg.kernels import modular_matrix, spread
+from lightsecagg.randomness import expand_into
+from lightsecagg.spans import Spans, no_spans
 
 if TYPE_CHECKING:
     from lightsecagg.codec.mask_codec import MaskCodec
@@ -32,8 +34,13 @@ def derived_receivers(owner: int, num_clients: int, target_survivors: int) -> tu
     return tuple((owner - 1 + step) % num_clients + 1 for step in steps)
 
 
+def is_seeded(owner: int, receiver: int, num_clients: int, target_survivors: int) -> bool:
+    """Whether ``receiver``'s share of ``owner``'s mask is a seed."""
+    return (receiver - owner) % num_clients < target_survivors
+
+
 class Tile(NamedTuple):
-    """Columns [start, stop) of everything that one client's seeds determine."""
+    """Columns [start, stop) of everything that one client's seeds determine; good until the next tile."""
 
     start: int
     stop: int
@@ -70,16 +77,29 @@ class SeededShares:
         self._seeds: Sequence[bytes] = [seeds[number] for number in receivers]
         self._mask_rows = len(codec.mask_points)
         wanted = [*codec.mask_points, *self.receivers]
-        self._matrix = ModularMatrix(codec.field, interpolation_matrix(codec.field, receivers, wanted))
+        self._matrix = modular_matrix(codec.field.order, interpolation_matrix(codec.field, receivers, wanted))
 
-    def tiles(self, dimension: int, width: int) -> Iterator[Tile]:
-        """The columns in order, ``width`` at a time (the last tile may be narrower)."""
+    def tiles(self, dimension: int, width: int, spans: Spans = no_spans) -> Iterator[Tile]:
+        """The columns in order, ``width`` at a time (the last tile may be narrower).
+
+        One tile's memory serves the next: what is to last must be copied before the next one is asked for.
+        """
         length = self._codec.share_length(dimension)
+        rows, inputs = self._matrix.shape
         for start in range(0, max(length, 1), width):
             stop = min(start + width, length)
-            seeded = np.stack([expand(seed, self._codec.field, start, stop) for seed in self._seeds])
-            product = self._matrix.product(seeded)
+            if start == 0 or stop - start < width:
+                seeded = np.empty((inputs, stop - start), dtype=np.uint32)
+                product = np.empty((rows, stop - start), dtype=np.uint32)
+            with spans("expand"):
+                spread(partial(self._expand, start, seeded), inputs, 1)
+            with spans("encode"):
+                self._matrix.product(seeded, product)
             yield Tile(start, stop, product[: self._mask_rows], product[self._mask_rows :])
+
+    def _expand(self, start: int, seeded: Elements, first: int, last: int) -> None:
+        for row, seed in zip(seeded[first:last], self._seeds[first:last], strict=True):
+            expand_into(seed, self._codec.field, start, row)
 
     def whole(self, dimension: int) -> tuple[Elements, dict[int, Elements]]:
         """The mask (d,) and the derived shares, receiver to (m,), at once: for tests and small dimensions."""

@@ -12,8 +12,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import numpy.typing as npt
-
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, LocalProtocolError, NotFiniteError, Reason, RunStopped
 from lightsecagg.identity import Identity
@@ -58,7 +56,7 @@ class ForgottenError(Exception):
 class Trained(NamedTuple):
     """What local training yields; it prints without the update."""
 
-    update: npt.NDArray[Any]
+    update: Any
     num_samples: int
     clipped: int
     dimension: int
@@ -87,7 +85,7 @@ class Context:
     completed: int = 0
     seen_parameters: set[Parameters] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
-    unsent: tuple[Source, npt.NDArray[Any]] | None = field(default=None, repr=False)
+    unsent: tuple[Source, Any] | None = field(default=None, repr=False)
     """An update that never left, with what it was trained on."""
 
     def train(self, round_number: int, model: bytes, stop: threading.Event) -> Trained:
@@ -118,7 +116,7 @@ class _Round:
 
     machine: AnyClientRound
     stop: threading.Event = field(default_factory=threading.Event)
-    update: npt.NDArray[Any] | None = field(default=None, repr=False)
+    update: Any = field(default=None, repr=False)
     source: Source | None = None
 
 

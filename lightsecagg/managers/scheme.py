@@ -20,11 +20,11 @@ from lightsecagg.parameters import Parameters
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.client_machine import ClientMachine
 from lightsecagg.protocol.messages import MAX_ENTRIES, Entry, Member
-from lightsecagg.protocol.plain import PlainClientRound, PlainServerRound, weighted
+from lightsecagg.protocol.plain import Floats, PlainClientRound, PlainServerRound, weighted
 from lightsecagg.protocol.server import ServerRound
 from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.terms import Floors, Run, make_terms
-from lightsecagg.quantize import FixedPoint
+from lightsecagg.quantize import FixedPoint, WeightedUpdate
 from lightsecagg.settings import Settings
 from lightsecagg.training.state import Layout, dimension
 
@@ -167,8 +167,8 @@ class Scheme(ABC):
         """A client's machine for its next round."""
 
     @abstractmethod
-    def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> npt.NDArray[Any]:
-        """What a client's machine uploads.
+    def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> Any:
+        """What a client's machine uploads; it prints without the update.
 
         Raises:
             UpdateError: the delta is not finite.
@@ -202,7 +202,7 @@ class SecureScheme(Scheme):
             )
 
     def clipped(self, delta: npt.NDArray[np.floating]) -> int:
-        return int(np.count_nonzero(np.abs(delta) > self._quantizer.clip))
+        return self._quantizer.inspect(delta)[1]
 
     def seen_by_all(self, given: str) -> Self:
         application = hashlib.sha256(given.encode()).digest()
@@ -247,8 +247,9 @@ class SecureScheme(Scheme):
             after_round=after_round,
         )
 
-    def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> npt.NDArray[Any]:
-        return self._quantizer.quantize(self._field, delta, num_samples)
+    def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> WeightedUpdate:
+        # It is quantized as it goes under its mask; what cannot be is told here, where training failed.
+        return WeightedUpdate(delta, self._quantizer.check_update(delta, num_samples))
 
 
 class PlainScheme(Scheme):
@@ -293,7 +294,7 @@ class PlainScheme(Scheme):
     ) -> AnyClientRound:
         return PlainClientRound(self._dimension, after_round=after_round, max_model_bytes=max_model_bytes)
 
-    def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> npt.NDArray[Any]:
+    def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> Floats:
         return weighted(delta, num_samples, self._max_weight)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from lightsecagg.codec import MaskCodec
 from lightsecagg.errors import ParameterError, Reason, RemoteProtocolError
 from lightsecagg.field import PrimeField
-from lightsecagg.identity import SIGNATURE_BYTES, Roster, verify
+from lightsecagg.identity import SIGNATURE_BYTES, Roster, Verifier, verify
 from lightsecagg.labels import ENDORSEMENT
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
@@ -27,7 +27,13 @@ from lightsecagg.protocol.terms import (
 
 
 def check_start(
-    start: m.RoundStart, terms: m.Terms, floors: Floors, own: m.Member, run: Run, roster: Roster | None
+    start: m.RoundStart,
+    terms: m.Terms,
+    floors: Floors,
+    own: m.Member,
+    run: Run,
+    roster: Roster | None,
+    verifier: Verifier = verify,
 ) -> Parameters:
     """N, U and T of a round that the client may take part in.
 
@@ -36,6 +42,7 @@ def check_start(
         terms, floors, roster: the client's own.
         own: its entry, with the round key that it has not spent.
         run: the run it joined.
+        verifier: checks the members' signatures.
     """
     if (name := differing_term(terms, start.terms)) is not None:
         raise RemoteProtocolError(Reason.TERMS_DIFFER, f"the server's {name} is not this client's")
@@ -50,7 +57,7 @@ def check_start(
         raise RemoteProtocolError(Reason.BAD_COHORT, flaw)
     if own not in start.cohort:
         raise RemoteProtocolError(Reason.NOT_MY_KEY, "the cohort lacks this client's unspent key")
-    if not all(is_signed(member, run) for member in start.cohort):
+    if not all(is_signed(member, run, verifier) for member in start.cohort):
         raise RemoteProtocolError(Reason.BAD_SIGNATURE, "a round key is not signed by its identity")
     if roster is not None and outside_roster(start.cohort, roster):
         raise RemoteProtocolError(Reason.UNKNOWN_IDENTITY, "someone in the cohort is not in the roster")
@@ -103,7 +110,11 @@ def check_same(bits: bytes, parameters: Parameters, signed: frozenset[int]) -> f
 
 
 def check_certificate(
-    certificate: m.Certificate, parameters: Parameters, cohort: Sequence[m.Member], digest: bytes
+    certificate: m.Certificate,
+    parameters: Parameters,
+    cohort: Sequence[m.Member],
+    digest: bytes,
+    verifier: Verifier = verify,
 ) -> None:
     """U distinct members of the cohort signed this survivor set, in this very round."""
     endorsers = m.members(certificate.endorsers, parameters.num_clients)
@@ -115,7 +126,7 @@ def check_certificate(
         raise RemoteProtocolError(Reason.BAD_CERTIFICATE, "the certificate is not made of U signatures")
     for place, endorser in enumerate(sorted(endorsers)):
         signature = certificate.signatures[place * SIGNATURE_BYTES : (place + 1) * SIGNATURE_BYTES]
-        if not verify(cohort[endorser - 1].identity, signature, ENDORSEMENT, digest, certificate.survivors):
+        if not verifier(cohort[endorser - 1].identity, signature, ENDORSEMENT, digest, certificate.survivors):
             raise RemoteProtocolError(
                 Reason.BAD_CERTIFICATE, "a signature of the certificate does not verify"
             )

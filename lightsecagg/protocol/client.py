@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from lightsecagg.codec import MaskCodec
 from lightsecagg.errors import LocalProtocolError, Reason, RemoteProtocolError, UpdateError
 from lightsecagg.field import Elements, PrimeField
-from lightsecagg.identity import Identity, Roster
+from lightsecagg.identity import Identity, Roster, Verifier, verify
+from lightsecagg.kernels import loops
 from lightsecagg.labels import ENDORSEMENT
 from lightsecagg.packing import pack
 from lightsecagg.parameters import Parameters
@@ -26,13 +28,16 @@ from lightsecagg.protocol.terms import (
     Run,
     cohort_digest,
     make_member,
+    quantizer_of,
     vector_length,
 )
 from lightsecagg.protocol.transitions import CLIENT_MOVES, FROM_SERVER, ClientStage, move
 from lightsecagg.protocol.uploads import OutgoingUpload
 from lightsecagg.protocol.wire import encode, part_elements
+from lightsecagg.quantize import WeightedUpdate
 from lightsecagg.randomness import Entropy, system_entropy
 from lightsecagg.sealing import PairKeys, RoundKey
+from lightsecagg.spans import Spans, no_spans
 
 
 @dataclass(kw_only=True)
@@ -64,6 +69,8 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
         sequence: number of this round key, unique in the run.
         after_round: the highest round number seen so far.
         entropy: source of every secret.
+        verifier: checks what the other clients signed.
+        spans: is told what takes how long.
     """
 
     _rows = FROM_SERVER
@@ -81,6 +88,8 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
         sequence: int = 0,
         after_round: int = 0,
         entropy: Entropy = system_entropy,
+        verifier: Verifier = verify,
+        spans: Spans = no_spans,
     ) -> None:
         super().__init__(after_round)
         self._identity = identity
@@ -89,6 +98,8 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
         self._floors = floors or Floors()
         self._roster = roster
         self._entropy = entropy
+        self._verifier = verifier
+        self._spans = spans
         self._round_key: RoundKey | None = RoundKey(entropy)
         self._length = vector_length(terms)
         self.member = make_member(identity, run, rank, sequence, self._round_key.public)
@@ -127,11 +138,12 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
             for message in running.dealing.messages(lambda: self._stage is not ClientStage.SHARING)
         )
 
-    def upload(self, update: Elements) -> Iterator[Send]:
+    def upload(self, update: Elements | WeightedUpdate) -> Iterator[Send]:
         """Hand over the one update of this round; its parts follow as a ``Stream`` when a grant comes.
 
         Args:
-            update: (d + 1,) uint32, as ``FixedPoint.quantize`` gives it. It must not change afterwards.
+            update: (d,) floats and their weight, which are quantized as they go under the mask; or
+                (d + 1,) uint32, as ``FixedPoint.quantize`` gives it. It must not change afterwards.
 
         Raises:
             LocalProtocolError: the round is not running, an update was given before, or ``shares()`` was not
@@ -141,23 +153,40 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
         running = self._running
         if running is None or running.upload is not None:
             raise LocalProtocolError("upload() is for once, while the round runs")
+        self._check_update(update)
+        field, number = PrimeField(self._terms.order), running.round
+        running.upload = OutgoingUpload(
+            update,
+            partial(self._conceal, running.dealing.take_mask()),
+            self._length,
+            part_elements(field),
+            partial(pack, field),
+            lambda grant, index, data: m.MaskedUpdate(number, grant, index, data),
+        )
+        return iter([Send(SERVER, encode(m.UpdateReady(number)))])
+
+    def _check_update(self, update: Elements | WeightedUpdate) -> None:
+        if isinstance(update, WeightedUpdate):
+            if update.values.shape != (self._length - 1,):
+                raise UpdateError(f"wanted shape ({self._length - 1},), found {update.values.shape}")
+            quantizer_of(self._terms).check_update(update.values, update.weight)
+            return
         if update.shape != (self._length,) or update.dtype != np.uint32:
             raise UpdateError(
                 f"wanted uint32 of shape ({self._length},), found {update.dtype} of shape {update.shape}"
             )
-        field = PrimeField(self._terms.order)
-        if not field.contains(update):
-            raise UpdateError(f"an element of the update is not below the order {field.order}")
-        mask = running.dealing.take_mask()
-        number = running.round
-        running.upload = OutgoingUpload(
-            update,
-            lambda vector: field.add(vector, mask),
-            part_elements(field),
-            lambda piece: pack(field, piece),
-            lambda grant, index, data: m.MaskedUpdate(number, grant, index, data),
-        )
-        return iter([Send(SERVER, encode(m.UpdateReady(number)))])
+        if not PrimeField(self._terms.order).contains(update):
+            raise UpdateError(f"an element of the update is not below the order {self._terms.order}")
+
+    def _conceal(self, mask: Elements, update: Elements | WeightedUpdate) -> Elements:
+        """The masked update, in the mask's own memory."""
+        with self._spans("mask"):
+            if isinstance(update, WeightedUpdate):
+                field, quantizer = PrimeField(self._terms.order), quantizer_of(self._terms)
+                quantizer.add_to(field, mask, update.values, update.weight, self._entropy)
+            else:
+                loops(len(mask)).add(mask, np.ascontiguousarray(update), self._terms.order)
+        return mask
 
     def _take(self, running: _Running, message: m.FromServer) -> list[Action]:
         match message:
@@ -184,13 +213,15 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
                 raise AssertionError(message)
 
     def _start(self, start: m.RoundStart) -> list[Action]:
-        parameters = check_start(start, self._terms, self._floors, self.member, self._run, self._roster)
+        parameters = check_start(
+            start, self._terms, self._floors, self.member, self._run, self._roster, self._verifier
+        )
         digest = cohort_digest(self._run, start)
         number = start.cohort.index(self.member) + 1
         keys = self._agree(start, digest, number)
         codec = MaskCodec(PrimeField(self._terms.order), parameters)
         name = m.MaskName(number, start.round, 0)
-        dealing = Dealing(codec, name, self._length, keys, self._entropy)
+        dealing = Dealing(codec, name, self._length, keys, self._entropy, self._spans)
         holding = Holding(codec, number, self._length, keys)
         holding.keep_own(dealing.own_seed)
         self._running = running = _Running(
@@ -247,18 +278,18 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
 
     def _answer(self, running: _Running, certificate: m.Certificate) -> list[Action]:
         survivors = self._check_survivors(running, certificate.survivors)
-        check_certificate(certificate, running.parameters, running.cohort, running.digest)
+        check_certificate(certificate, running.parameters, running.cohort, running.digest, self._verifier)
         if self._stage is ClientStage.ANSWERED:
             return []
         running.signed = survivors
         self._stage = move(CLIENT_MOVES, self._stage, ClientStage.ANSWERED)
         number = running.round
-        parts = running.holding.answer(survivors)
+        parts = running.holding.answer(survivors, self._spans)
         return [
             Stream(
                 SERVER,
                 (
-                    Send(SERVER, encode(m.AggregateEncodedMask(number, index, memoryview(data))))
+                    Send(SERVER, encode(m.AggregateEncodedMask(number, index, data)))
                     for index, data in enumerate(parts)
                 ),
             )

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy.typing as npt
-
 from lightsecagg.errors import LocalProtocolError, Reason, RemoteProtocolError
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import SERVER, Action, Left, Ready, RoundOver, Send, Stream, What
@@ -24,7 +22,7 @@ class Running:
 
     round: int
     assembly: ModelAssembly
-    upload: OutgoingUpload | None = None
+    upload: OutgoingUpload[Any] | None = None
 
 
 _Opening = TypeVar("_Opening", m.RoundStart, m.PlainStart)
@@ -47,7 +45,7 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
         """The highest round number that this client has seen, in this round or before it."""
         self._stage = ClientStage.KEYED
         self._running: _Running | None = None
-        self._unsent: npt.NDArray[Any] | None = None
+        self._unsent: Any = None
         self.round_number: int | None = None
         """The round's number, once it has begun."""
         self.late_messages = 0
@@ -79,7 +77,7 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
         """What tells the server that this client is free for a round, and under which key."""
 
     @abstractmethod
-    def upload(self, update: npt.NDArray[Any]) -> Iterator[Send]:
+    def upload(self, update: Any) -> Iterator[Send]:
         """Hand over the one update of this round; its parts follow as a ``Stream`` when a grant comes.
 
         Raises:
@@ -98,7 +96,7 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
         except RemoteProtocolError as error:
             return self.leave(error.reason, str(error))
 
-    def reclaim(self) -> npt.NDArray[Any] | None:
+    def reclaim(self) -> Any:
         """After the round: the update, if no part of it ever left, for use in another round; else None."""
         unsent, self._unsent = self._unsent, None
         return unsent

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +13,13 @@ from lightsecagg.codec import MaskCodec
 from lightsecagg.codec.seeded import derived_receivers, seeded_receivers
 from lightsecagg.errors import Reason, RemoteProtocolError
 from lightsecagg.field import Elements
-from lightsecagg.packing import unpack
+from lightsecagg.kernels import Product, loops, spread
+from lightsecagg.packing import Bytes, check_packed, unpack_into
 from lightsecagg.protocol.actions import Send
 from lightsecagg.protocol.messages import EncodedMask, MaskName, SealedSeed, SealedSeeds
 from lightsecagg.protocol.wire import encode, part_count, part_elements, part_length
 from lightsecagg.quantize import FixedPoint
-from lightsecagg.randomness import SEED_BYTES
+from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES
 from lightsecagg.sealing import TAG_BYTES
 
 
@@ -117,7 +120,7 @@ class Answers:
         self._length = length
         self._columns = codec.share_length(length)
         self._part = part_elements(codec.field)
-        self._parts: dict[int, list[Elements]] = {}
+        self._parts: dict[int, list[Bytes]] = {}
 
     @property
     def whole(self) -> frozenset[int]:
@@ -134,7 +137,7 @@ class Answers:
         parts = self._parts.setdefault(number, [])
         if index != len(parts) or index >= part_count(self._columns, self._part):
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a part of an answer out of order")
-        parts.append(unpack(self._codec.field, data, part_length(self._columns, self._part, index)))
+        parts.append(check_packed(self._codec.field, data, part_length(self._columns, self._part, index)))
 
     def forget(self, number: int) -> None:
         """Drop what came of an answer that will not be whole."""
@@ -142,23 +145,46 @@ class Answers:
             self._parts.pop(number, None)
 
     def decode(self) -> Elements:
-        """Σ_{i∈S} z_i, (length,) uint32, from the first U whole answers."""
-        shares = {number: np.concatenate(self._parts[number]) for number in self.whole}
-        return self._codec.decode(shares, self._length)
+        """Σ_{i∈S} z_i, (length,) uint32, from U whole answers."""
+        numbers = sorted(self.whole)[: self._codec.parameters.target_survivors]
+        decoder = self._codec.decoder(numbers)
+        mask = np.empty((decoder.shape[0], self._columns), dtype=np.uint32)
+        answers = [self._parts[number] for number in numbers]
+        spread(partial(self._decode_columns, decoder, answers, mask), self._columns, BLOCK_ELEMENTS)
+        return mask.reshape(-1)[: self._length]
+
+    def _decode_columns(
+        self,
+        decoder: Product,
+        answers: Sequence[Sequence[Bytes]],
+        mask: Elements,
+        start: int,
+        stop: int,
+    ) -> None:
+        """Columns [start, stop), a few at a time: the answers stay packed."""
+        field = self._codec.field
+        for first in range(start, stop, BLOCK_ELEMENTS):
+            columns = min(BLOCK_ELEMENTS, stop - first)
+            rows = np.empty((len(answers), columns), dtype=np.uint32)
+            index, offset = divmod(first, self._part)
+            place = slice(offset * field.element_bytes, (offset + columns) * field.element_bytes)
+            for parts, row in zip(answers, rows, strict=True):
+                unpack_into(field, parts[index][place].data, row)
+            decoder.product(rows, mask, first)
 
 
 def unmask(
     codec: MaskCodec,
     quantizer: FixedPoint,
-    masked_sum: npt.NDArray[np.uint64],
+    masked_sum: Elements,
     mask_sum: Elements,
     survivors: frozenset[int],
 ) -> RoundResult:
-    """The weighted mean out of the sum of masked updates and the sum of their masks.
+    """The weighted mean out of the sum of masked updates, which is changed, and the sum of their masks.
 
     Raises:
         SumOutOfRangeError: what comes out cannot be a sum of honest updates.
     """
-    total = codec.field.subtract(codec.field.reduce(masked_sum), mask_sum)
-    mean, total_weight = quantizer.dequantize(codec.field, total, len(survivors))
+    loops(len(masked_sum)).subtract(masked_sum, mask_sum, codec.field.order)
+    mean, total_weight = quantizer.dequantize(codec.field, masked_sum, len(survivors))
     return RoundResult(mean, total_weight, tuple(sorted(survivors)))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from lightsecagg.codec import MaskCodec, seeded_receivers
 from lightsecagg.errors import LocalProtocolError
 from lightsecagg.field import Elements
 from lightsecagg.labels import KIND_ELEMENTS, KIND_SEED
-from lightsecagg.packing import pack
+from lightsecagg.packing import pack_into
 from lightsecagg.protocol.messages import EncodedMask, MaskName, SealedSeeds
 from lightsecagg.protocol.wire import part_count, part_elements
 from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, Entropy
 from lightsecagg.sealing import PairKeys, seal
+from lightsecagg.spans import Spans, no_spans
 
 
 class Dealing:
@@ -26,15 +28,23 @@ class Dealing:
         length: coordinates that the mask hides.
         keys: the pair keys with every other client of the cohort.
         entropy: source of the seeds.
+        spans: is told what takes how long.
     """
 
     def __init__(
-        self, codec: MaskCodec, name: MaskName, length: int, keys: Mapping[int, PairKeys], entropy: Entropy
+        self,
+        codec: MaskCodec,
+        name: MaskName,
+        length: int,
+        keys: Mapping[int, PairKeys],
+        entropy: Entropy,
+        spans: Spans = no_spans,
     ) -> None:
         self._codec = codec
         self._name = name
         self._length = length
         self._keys = keys
+        self._spans = spans
         self._mask: Elements | None = None
         parameters = codec.parameters
         receivers = seeded_receivers(name.client, parameters.num_clients, parameters.target_survivors)
@@ -67,35 +77,48 @@ class Dealing:
         Args:
             unwanted: whether the round has moved on, so that what is left need not be sent.
         """
-        seeds = b"".join(
-            seal(self._keys[receiver].outgoing, 0, True, seed, KIND_SEED, SEED_BYTES)
-            for receiver, seed in self._seeds.items()
-            if receiver != self._name.client
-        )
+        with self._spans("seal"):
+            seeds = b"".join(
+                seal(self._keys[receiver].outgoing, 0, True, seed, KIND_SEED, SEED_BYTES)
+                for receiver, seed in self._seeds.items()
+                if receiver != self._name.client
+            )
         yield SealedSeeds(self._name, memoryview(seeds))
         field = self._codec.field
         shares = self._codec.seeded(self._name.client, self._seeds)
         columns = self._codec.share_length(self._length)
         part = part_elements(field)
-        last = part_count(columns, part) - 1
-        total = columns * field.element_bytes
-        rows = len(self._codec.mask_points)
-        mask = np.empty((rows, columns), dtype=np.uint32)
-        pending: list[Elements] = []
-        for tile in shares.tiles(self._length, BLOCK_ELEMENTS):
+        mask = np.empty((len(self._codec.mask_points), columns), dtype=np.uint32)
+        packed = np.empty((len(shares.receivers), min(part, columns) * field.element_bytes), dtype=np.uint8)
+        for tile in shares.tiles(self._length, BLOCK_ELEMENTS, self._spans):
             mask[:, tile.start : tile.stop] = tile.mask
-            if not shares.receivers:
-                continue
-            if unwanted():
+            if unwanted() and shares.receivers:
                 return
-            pending.append(tile.shares)
-            if tile.stop % part and tile.stop != columns:
-                continue
-            index = tile.start // part
-            for receiver, row in zip(shares.receivers, np.concatenate(pending, axis=1), strict=True):
-                key = self._keys[receiver].outgoing
-                sealed = seal(key, index, index == last, pack(field, row), KIND_ELEMENTS, total)
-                yield EncodedMask(self._name, receiver, index, memoryview(sealed))
-            pending.clear()
+            place = slice(
+                tile.start % part * field.element_bytes,
+                (tile.start % part + tile.stop - tile.start) * field.element_bytes,
+            )
+            for row, target in zip(tile.shares, packed, strict=True):
+                pack_into(field, row, target[place])
+            if tile.stop % part == 0 or tile.stop == columns:
+                yield from self._parts(tile.start // part, columns, packed[:, : place.stop], shares.receivers)
         self._mask = mask.reshape(-1)[: self._length]
         self._seeds.clear()
+
+    def _parts(
+        self, index: int, columns: int, packed: npt.NDArray[np.uint8], receivers: Sequence[int]
+    ) -> Iterator[EncodedMask]:
+        """Part ``index`` of every receiver's share."""
+        field = self._codec.field
+        is_last = index == part_count(columns, part_elements(field)) - 1
+        for receiver, data in zip(receivers, packed, strict=True):
+            with self._spans("seal"):
+                sealed = seal(
+                    self._keys[receiver].outgoing,
+                    index,
+                    is_last,
+                    data.data,
+                    KIND_ELEMENTS,
+                    columns * field.element_bytes,
+                )
+            yield EncodedMask(self._name, receiver, index, memoryview(sealed))

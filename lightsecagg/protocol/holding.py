@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from lightsecagg.codec import MaskCodec
-from lightsecagg.codec.seeded import seeded_receivers
+from lightsecagg.codec.seeded import is_seeded
 from lightsecagg.errors import LocalProtocolError, RemoteProtocolError
+from lightsecagg.field import Elements, PrimeField
+from lightsecagg.kernels import loops, spread
 from lightsecagg.labels import KIND_ELEMENTS, KIND_SEED
-from lightsecagg.packing import pack, unpack
+from lightsecagg.packing import add_packed, check_packed, pack
 from lightsecagg.protocol.wire import part_count, part_elements, part_length
-from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, expand
+from lightsecagg.randomness import BLOCK_ELEMENTS, SEED_BYTES, expand_into
 from lightsecagg.sealing import PairKeys, unseal
+from lightsecagg.spans import Spans, no_spans
 
 
 class Holding:
@@ -82,17 +86,19 @@ class Holding:
         data = unseal(key, index, index == count - 1, sealed, KIND_ELEMENTS, total)
         if data is not None:
             try:
-                unpack(self._codec.field, data, part_length(self._columns, self._part, index))
+                check_packed(self._codec.field, data, part_length(self._columns, self._part, index))
             except RemoteProtocolError:
                 return None
         return data
 
     def _expects(self, sender: int, *, seeded: bool) -> bool:
         parameters = self._codec.parameters
-        receivers = seeded_receivers(sender, parameters.num_clients, parameters.target_survivors)
-        return sender != self._own and sender in self._keys and (self._own in receivers) is seeded
+        numbers = (parameters.num_clients, parameters.target_survivors)
+        return (
+            sender != self._own and sender in self._keys and is_seeded(sender, self._own, *numbers) is seeded
+        )
 
-    def answer(self, survivors: frozenset[int]) -> Iterator[bytes]:
+    def answer(self, survivors: frozenset[int], spans: Spans = no_spans) -> Iterator[memoryview]:
         """Σ_{i∈survivors} [z_i]_own as packed parts; the iterator gets everything, nothing stays here.
 
         Raises:
@@ -103,7 +109,7 @@ class Holding:
         seeds = [self._seeds[i] for i in survivors if i in self._seeds]
         shares = [self._shares[i] for i in survivors if i not in self._seeds]
         self.erase()
-        return _sum_parts(self._codec, self._columns, self._part, seeds, shares)
+        return _sum_parts(self._codec, self._columns, self._part, seeds, shares, spans)
 
     def erase(self) -> None:
         """Forget every share (best effort: Python frees, it does not overwrite)."""
@@ -112,18 +118,32 @@ class Holding:
 
 
 def _sum_parts(
-    codec: MaskCodec, columns: int, part: int, seeds: list[bytes], shares: list[list[bytes]]
-) -> Iterator[bytes]:
-    field = codec.field
+    codec: MaskCodec,
+    columns: int,
+    part: int,
+    seeds: Sequence[bytes],
+    shares: Sequence[Sequence[bytes]],
+    spans: Spans,
+) -> Iterator[memoryview]:
     for index in range(part_count(columns, part)):
-        width = part_length(columns, part, index)
-        # At most 1024 terms below 2^32: the 64-bit sum stays below 2^42.
-        total = np.zeros(width, dtype=np.uint64)
-        for share in shares:
-            total += unpack(field, share[index], width)
-        first = index * part
-        for start in range(0, width, BLOCK_ELEMENTS):
-            stop = min(start + BLOCK_ELEMENTS, width)
-            for seed in seeds:
-                total[start:stop] += expand(seed, field, first + start, first + stop)
-        yield pack(field, field.reduce(total))
+        with spans("sum"):
+            total = np.zeros(part_length(columns, part, index), dtype=np.uint32)
+            for share in shares:
+                add_packed(codec.field, total, np.frombuffer(share[index], dtype=np.uint8))
+            spread(partial(_add_seeds, codec.field, seeds, index * part, total), len(total), BLOCK_ELEMENTS)
+            data = pack(codec.field, total)
+        yield data
+
+
+def _add_seeds(
+    field: PrimeField, seeds: Sequence[bytes], first: int, total: Elements, start: int, stop: int
+) -> None:
+    """Add columns [start, stop) of the shares that seeds stand for; ``total`` begins at column ``first``."""
+    buffer = np.empty(min(BLOCK_ELEMENTS, stop - start), dtype=np.uint32)
+    run = loops(len(total))
+    for begin in range(start, stop, BLOCK_ELEMENTS):
+        tile = total[begin : min(begin + BLOCK_ELEMENTS, stop)]
+        share = buffer[: len(tile)]
+        for seed in seeds:
+            expand_into(seed, field, first + begin, share)
+            run.add(tile, share, field.order)

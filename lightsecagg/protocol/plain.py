@@ -61,8 +61,11 @@ def weighted(update: npt.NDArray[np.floating], weight: int, max_weight: int) -> 
         raise UpdateError(f"wanted an update of shape (d,), found {update.shape}")
     if not np.isfinite(update).all():
         raise NotFiniteError("the update holds NaN or infinity")
-    weight = min(weight, max_weight)
-    return np.append(update * (weight / max_weight), weight).astype(np.float32)
+    vector = np.empty(len(update) + 1, dtype=np.float32)
+    vector[-1] = min(weight, max_weight)
+    factor = np.float64(min(weight, max_weight) / max_weight)
+    np.multiply(update, factor, out=vector[:-1], dtype=np.float64, casting="same_kind")
+    return vector
 
 
 class PlainServerRound(ServerMachine):
@@ -93,7 +96,7 @@ class PlainServerRound(ServerMachine):
         upload_slots: int = 4,
     ) -> None:
         total = np.zeros(dimension + 1, dtype=np.float64)
-        desk = UploadDesk(round_number, dimension + 1, _PART, _read_floats, total, upload_slots)
+        desk = UploadDesk(round_number, dimension + 1, _PART, _read_floats, _add_floats, total, upload_slots)
         super().__init__(round_number, num_clients, target_survivors, desk)
         self._max_weight = max_weight
         self._model = model
@@ -180,7 +183,11 @@ def _read_floats(data: memoryview, count: int) -> Floats:
     vector = np.frombuffer(data, dtype="<f4")
     if not np.isfinite(vector).all():
         raise RemoteProtocolError(Reason.BAD_ELEMENT, "an update that is not finite")
-    return vector.astype(np.float32, copy=False)
+    return vector
+
+
+def _add_floats(total: npt.NDArray[np.float64], part: Floats) -> None:
+    total += part
 
 
 class PlainClientRound(ClientMachine[m.PlainStart, Running]):
@@ -219,8 +226,9 @@ class PlainClientRound(ClientMachine[m.PlainStart, Running]):
         self._running.upload = OutgoingUpload(
             update,
             lambda vector: vector,
+            self._length,
             _PART,
-            lambda piece: piece.astype("<f4").tobytes(),
+            lambda piece: piece.astype("<f4", copy=False).view(np.uint8).data,
             lambda grant, index, data: m.PlainUpdate(number, grant, index, data),
         )
         return iter([Send(SERVER, encode(m.UpdateReady(number)))])

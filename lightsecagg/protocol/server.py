@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -19,10 +20,18 @@ from lightsecagg.errors import (
 from lightsecagg.field import PrimeField
 from lightsecagg.identity import verify
 from lightsecagg.labels import ENDORSEMENT
-from lightsecagg.packing import unpack
+from lightsecagg.packing import add_packed, check_packed
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
-from lightsecagg.protocol.actions import Action, ClientDropped, Ready, Send, StageReached, What
+from lightsecagg.protocol.actions import (
+    Action,
+    ClientDropped,
+    Ready,
+    Send,
+    StageReached,
+    UploadCompleted,
+    What,
+)
 from lightsecagg.protocol.collecting import Answers, RoundResult, ShareTally, unmask
 from lightsecagg.protocol.cover import settle
 from lightsecagg.protocol.model import model_stream
@@ -80,8 +89,9 @@ class ServerRound(ServerMachine):
             round_number,
             length,
             part_elements(field),
-            lambda data, count: unpack(field, data, count),
-            np.zeros(length, dtype=np.uint64),
+            partial(check_packed, field),
+            partial(add_packed, field),
+            np.zeros(length, dtype=np.uint32),
             upload_slots,
         )
         super().__init__(round_number, parameters.num_clients, parameters.target_survivors, desk)
@@ -99,7 +109,9 @@ class ServerRound(ServerMachine):
         )
         self._digest = cohort_digest(run, self._start)
         self._tally = ShareTally(self._codec, round_number, length)
+        self._dealt: set[int] = set()  # whose shares all went through
         self._reports: dict[int, frozenset[int]] = {}
+        self._holders: frozenset[int] = frozenset()  # whose reports cover every update that is in
         self._candidates: frozenset[int] = frozenset()
         self._unconfirmed: frozenset[int] = frozenset()
         self._survivors: frozenset[int] = frozenset()
@@ -117,15 +129,15 @@ class ServerRound(ServerMachine):
         alive = self._alive()
         match self._stage:
             case ServerStage.SHARING:
-                return frozenset(n for n in alive if not self._tally.is_all(n))
+                return alive - self._dealt
             case ServerStage.REPORTING:
                 return alive - self._reports.keys()
             case ServerStage.UPLOADING:
                 return (self._candidates & alive) - self._desk.inside
             case ServerStage.ENDORSING:
-                return (self._holders() & alive) - self._signatures.keys()
+                return (self._holders & alive) - self._signatures.keys()
             case ServerStage.RECOVERING:
-                return (self._holders() & alive) - self._answers.whole
+                return (self._holders & alive) - self._answers.whole
             case _:
                 return frozenset()
 
@@ -140,12 +152,12 @@ class ServerRound(ServerMachine):
         return (
             self._stage is ServerStage.UPLOADING
             and len(self._desk.inside) >= wanted
-            and len(self._holders() & self._alive()) >= wanted
+            and len(self._holders & self._alive()) >= wanted
         )
 
     @property
     def can_close(self) -> bool:
-        if self.missing & self._up():
+        if not self.missing.isdisjoint(self._up()):
             return False
         match self._stage:
             case ServerStage.SHARING | ServerStage.REPORTING:
@@ -197,7 +209,7 @@ class ServerRound(ServerMachine):
         self._desk.admit(())
         self._move(ServerStage.ENDORSING)
         message = encode(m.SurvivorSet(self.round_number, self._bits(self._survivors)))
-        return [StageReached(self._stage.value), *self._send_to(self._holders(), message), *self._settle()]
+        return [StageReached(self._stage.value), *self._send_to(self._holders, message), *self._settle()]
 
     def finish(self) -> RoundResult:
         """Decode Σz, subtract it, and average; ``end()`` then tells the clients. Again: the same result.
@@ -225,11 +237,7 @@ class ServerRound(ServerMachine):
 
     def _dealers(self) -> frozenset[int]:
         """Clients that are left and whose shares all went through."""
-        return frozenset(n for n in self._alive() if self._tally.is_all(n))
-
-    def _holders(self) -> frozenset[int]:
-        """Clients whose report covers every update that is in."""
-        return frozenset(n for n, held in self._reports.items() if self.survivors <= held)
+        return self._alive() & self._dealt
 
     def _bits(self, numbers: frozenset[int]) -> bytes:
         return m.bitmap(numbers, self.parameters.num_clients)
@@ -237,15 +245,15 @@ class ServerRound(ServerMachine):
     def _take(self, number: int, message: m.FromClient, raw: bytes | memoryview) -> list[Action]:
         match message:
             case m.SealedSeeds():
-                return self._relay(self._tally.relay_seeds(number, message))
+                return self._relay(number, self._tally.relay_seeds(number, message))
             case m.EncodedMask():
-                return self._relay([self._tally.relay_part(number, message, raw)])
+                return self._relay(number, [self._tally.relay_part(number, message, raw)])
             case m.SharesHeld():
                 return self._take_report(number, message)
             case m.UpdateReady():
                 return self._desk.ready(number, waits=self._presence[number] is Presence.UP)
             case m.MaskedUpdate():
-                return self._take_part(number, message)
+                return self._take_update(number, message)
             case m.Endorse():
                 return self._take_signature(number, message)
             case m.AggregateEncodedMask():
@@ -255,7 +263,9 @@ class ServerRound(ServerMachine):
             case _:  # pragma: no cover - `judge` lets nothing else through
                 raise AssertionError(message)
 
-    def _relay(self, sends: list[Send]) -> list[Action]:
+    def _relay(self, sender: int, sends: list[Send]) -> list[Action]:
+        if self._tally.is_all(sender):
+            self._dealt.add(sender)
         return [send for send in sends if self._presence[send.to] is not Presence.GONE]
 
     def _take_report(self, number: int, message: m.SharesHeld) -> list[Action]:
@@ -267,8 +277,14 @@ class ServerRound(ServerMachine):
         self._reports[number] = held
         return []
 
+    def _take_update(self, number: int, message: m.MaskedUpdate) -> list[Action]:
+        actions = self._take_part(number, message)
+        if UploadCompleted(number) in actions:
+            self._holders = frozenset(n for n in self._holders if number in self._reports[n])
+        return actions
+
     def _take_signature(self, number: int, message: m.Endorse) -> list[Action]:
-        if number in self._signatures or number not in self._holders():
+        if number in self._signatures or number not in self._holders:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "an endorsement that was not asked for")
         identity = self._start.cohort[number - 1].identity
         if not verify(identity, message.signature, ENDORSEMENT, self._digest, self._bits(self._survivors)):
@@ -277,7 +293,7 @@ class ServerRound(ServerMachine):
         return []
 
     def _take_answer(self, number: int, message: m.AggregateEncodedMask) -> list[Action]:
-        if number not in self._holders():
+        if number not in self._holders:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "an answer that was not asked for")
         if self.can_decode:
             self.late_messages += 1
@@ -322,9 +338,9 @@ class ServerRound(ServerMachine):
                 return AbortReason.TOO_FEW_SHARED
             case ServerStage.UPLOADING if len(self._desk.inside | (self._candidates & alive)) < wanted:
                 return AbortReason.TOO_FEW_UPDATES
-            case ServerStage.UPLOADING | ServerStage.ENDORSING if len(self._holders() & alive) < wanted:
+            case ServerStage.UPLOADING | ServerStage.ENDORSING if len(self._holders & alive) < wanted:
                 return AbortReason.TOO_FEW_ENDORSEMENTS
-            case ServerStage.RECOVERING if len(self._answers.whole | (self._holders() & alive)) < wanted:
+            case ServerStage.RECOVERING if len(self._answers.whole | (self._holders & alive)) < wanted:
                 return AbortReason.TOO_FEW_ANSWERS
             case _:
                 return None
@@ -344,6 +360,7 @@ class ServerRound(ServerMachine):
         if min(len(candidates), len(answerers)) < self.parameters.target_survivors:
             return self.abort(AbortReason.TOO_FEW_SHARED)
         self._candidates, self._unconfirmed = candidates, cover.senders
+        self._holders = frozenset(self._reports)
         self._move(ServerStage.UPLOADING)
         message = encode(m.Candidates(self.round_number, self._bits(candidates)))
         actions: list[Action] = [StageReached(self._stage.value), *self._send_to(self._presence, message)]
@@ -361,6 +378,6 @@ class ServerRound(ServerMachine):
         self._move(ServerStage.RECOVERING)
         return [
             StageReached(self._stage.value),
-            *self._send_to(self._holders(), encode(certificate)),
+            *self._send_to(self._holders, encode(certificate)),
             *self._settle(),
         ]

@@ -59,6 +59,7 @@ class ServerMachine(ABC):
         self._desk = desk
         self._stage = self._first
         self._presence = dict.fromkeys(range(1, num_clients + 1), Presence.UP)
+        self._those_alive = self._those_up = frozenset(self._presence)
         self._offered: set[What] = set()
         self._abort_reason: AbortReason | None = None
         self._result: RoundResult | None = None
@@ -144,14 +145,14 @@ class ServerMachine(ABC):
         """The client's link broke; no stage waits for it once the others suffice."""
         if self._presence_of(number) is not Presence.UP:
             return []
-        self._presence[number] = Presence.AWAY
+        self._set_presence(number, Presence.AWAY)
         return [*self._desk.suspend(number), *self._settle()]
 
     def back(self, number: int) -> list[Action]:
         """The client resumed its session: its link delivers what was sent meanwhile."""
         if self._presence_of(number) is not Presence.AWAY:
             return []
-        self._presence[number] = Presence.UP
+        self._set_presence(number, Presence.UP)
         return [*self._desk.resume(number), *self._settle()]
 
     def lose(self, number: int, reason: Reason) -> list[Action]:
@@ -213,7 +214,7 @@ class ServerMachine(ABC):
         number = dropped.number
         if self._presence_of(number) is Presence.GONE or self._is_over():
             return []
-        self._presence[number] = Presence.GONE
+        self._set_presence(number, Presence.GONE)
         return [dropped, *self._desk.suspend(number), *self._settle()]
 
     def _take_part(self, number: int, message: m.MaskedUpdate | m.PlainUpdate) -> list[Action]:
@@ -233,11 +234,17 @@ class ServerMachine(ABC):
             raise LocalProtocolError(f"client numbers are 1..{self._num_clients}, found {number}")
         return self._presence[number]
 
+    def _set_presence(self, number: int, presence: Presence) -> None:
+        # Both are asked for with every message.
+        self._presence[number] = presence
+        self._those_alive = frozenset(n for n, p in self._presence.items() if p is not Presence.GONE)
+        self._those_up = frozenset(n for n, p in self._presence.items() if p is Presence.UP)
+
     def _alive(self) -> frozenset[int]:
-        return frozenset(n for n, presence in self._presence.items() if presence is not Presence.GONE)
+        return self._those_alive
 
     def _up(self) -> frozenset[int]:
-        return frozenset(n for n, presence in self._presence.items() if presence is Presence.UP)
+        return self._those_up
 
     def _offer_close(self) -> list[Action]:
         if self.can_close:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import numpy.typing as npt
 
 from lightsecagg.errors import Reason, RemoteProtocolError
+from lightsecagg.kernels import spread
 from lightsecagg.protocol.actions import SERVER, Action, Send, UploadCompleted
 from lightsecagg.protocol.messages import Message, UploadGrant
 from lightsecagg.protocol.transitions import UPDATE_MOVES, UpdateState, move
@@ -18,12 +20,16 @@ from lightsecagg.protocol.wire import encode, part_count, part_length
 Vector = npt.NDArray[Any]
 
 
-class OutgoingUpload:
+_Own = TypeVar("_Own")
+
+
+class OutgoingUpload(Generic[_Own]):
     """One client's vector as it leaves: every grant gets the same bytes from part 0.
 
     Args:
-        vector: what is to be uploaded, not yet concealed.
+        own: what is to be uploaded, not yet concealed.
         conceal: makes the vector that leaves of it; called once, when the first part is pulled.
+        length: coordinates of that vector.
         part: coordinates in a part.
         pack: a slice of the vector to bytes.
         message: (grant, index, data) to the message of a part.
@@ -31,16 +37,17 @@ class OutgoingUpload:
 
     def __init__(
         self,
-        vector: Vector,
-        conceal: Callable[[Vector], Vector],
+        own: _Own,
+        conceal: Callable[[_Own], Vector],
+        length: int,
         part: int,
-        pack: Callable[[Vector], bytes],
+        pack: Callable[[Vector], memoryview],
         message: Callable[[int, int, memoryview], Message],
     ) -> None:
-        self._own = [vector]
-        self._conceal: Callable[[Vector], Vector] | None = conceal
+        self._own = [own]
+        self._conceal: Callable[[_Own], Vector] | None = conceal
         self._concealed: Vector | None = None
-        self._length = len(vector)
+        self._length = length
         self._part = part
         self._pack = pack
         self._message = message
@@ -48,8 +55,8 @@ class OutgoingUpload:
         self.is_whole = False
         """Whether every part of some grant has been pulled."""
 
-    def close(self) -> Vector | None:
-        """End every iterator at its next pull; the vector, if no part of it ever left."""
+    def close(self) -> _Own | None:
+        """End every iterator at its next pull; what was to be uploaded, if no part of it ever left."""
         self._grant = None
         own = self._claim()
         self._conceal = self._concealed = None
@@ -72,7 +79,7 @@ class OutgoingUpload:
                 return
             data = self._pack(vector[index * self._part : (index + 1) * self._part])
             self.is_whole |= index == count - 1
-            yield Send(SERVER, encode(self._message(grant, index, memoryview(data))))
+            yield Send(SERVER, encode(self._message(grant, index, data)))
 
     def _masked(self) -> Vector | None:
         """What leaves, or None where ``close`` came first."""
@@ -82,10 +89,10 @@ class OutgoingUpload:
             self._conceal = None
         return concealed
 
-    def _claim(self) -> Vector | None:
-        """The vector, once: to the first part that is pulled or to ``close``, in whichever threads they run.
+    def _claim(self) -> _Own | None:
+        """What is to be uploaded, once: to the first part that is pulled or to ``close``, whatever their threads.
 
-        Taking from a list is atomic, so a vector that leaves is never given back for another mask as well.
+        Taking from a list is atomic, so what leaves is never given back for another mask as well.
         """
         try:
             return self._own.pop()
@@ -110,8 +117,9 @@ class UploadDesk:
         round_number: stands in the grants.
         length: coordinates of each vector.
         part: coordinates in a part.
-        read: (data, count) to a vector; raises RemoteProtocolError.
-        total: zeros of ``length``, of a type in which the sum cannot overflow.
+        read: (data, count) to a checked part, as ``add`` takes it; raises RemoteProtocolError.
+        add: adds such a part to a slice of ``total``.
+        total: zeros of ``length``.
         slots: grants that are out at a time, and so partial updates in memory.
     """
 
@@ -121,6 +129,7 @@ class UploadDesk:
         length: int,
         part: int,
         read: Callable[[memoryview, int], Vector],
+        add: Callable[[Vector, Vector], None],
         total: Vector,
         slots: int,
     ) -> None:
@@ -128,6 +137,7 @@ class UploadDesk:
         self._length = length
         self._part = part
         self._read = read
+        self._add = add
         self._slots = slots
         self._uploads: dict[int, _Upload] = {}
         self._queue: deque[int] = deque()
@@ -226,11 +236,14 @@ class UploadDesk:
         upload.partial.append(self._read(data, part_length(self._length, self._part, index)))
         if len(upload.partial) < part_count(self._length, self._part):
             return []
-        for place, vector in enumerate(upload.partial):
-            self.total[place * self._part : (place + 1) * self._part] += vector
+        spread(partial(self._add_parts, upload.partial), len(upload.partial), 1)
         upload.partial = []
         upload.state = move(UPDATE_MOVES, upload.state, UpdateState.IN)
         return [UploadCompleted(number), *self._grant()]
+
+    def _add_parts(self, parts: Sequence[Vector], start: int, stop: int) -> None:
+        for place in range(start, stop):
+            self._add(self.total[place * self._part : (place + 1) * self._part], parts[place])
 
     def _upload(self, number: int) -> _Upload:
         return self._uploads.setdefault(number, _Upload())

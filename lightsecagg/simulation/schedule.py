@@ -18,7 +18,7 @@ from lightsecagg import randomness
 from lightsecagg.errors import AbortReason, Reason
 from lightsecagg.field import Elements, PrimeField
 from lightsecagg.identity import Identity
-from lightsecagg.protocol import dealing, holding, model, terms, wire
+from lightsecagg.protocol import collecting, dealing, holding, model, terms, wire
 from lightsecagg.protocol.actions import Aborted
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.collecting import RoundResult
@@ -83,7 +83,8 @@ def short_parts(elements: int = 4) -> Iterator[None]:
         mock.patch.multiple(model, PART_BYTES=4 * elements),
         mock.patch.multiple(dealing, BLOCK_ELEMENTS=elements),
         mock.patch.multiple(holding, BLOCK_ELEMENTS=elements),
-        mock.patch.multiple(randomness, BLOCK_ELEMENTS=elements, _ZEROS=bytes(4 * elements)),
+        mock.patch.multiple(collecting, BLOCK_ELEMENTS=elements),
+        mock.patch.multiple(randomness, BLOCK_ELEMENTS=elements),
     ):
         yield
 

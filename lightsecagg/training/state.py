@@ -81,10 +81,12 @@ def to_vector(state: Mapping[str, Array], layout: Layout) -> FloatVector:
     return vector
 
 
-def delta(local: Mapping[str, Array], start: Mapping[str, Array]) -> FloatVector:
-    """What training changed: ``local - start`` over the floating entries, (d,) float64.
+def delta(local: Mapping[str, Array], start: Mapping[str, Array]) -> npt.NDArray[np.floating]:
+    """What training changed: ``local - start`` over the floating entries, (d,).
 
-    Both are widened before they are subtracted. NaN and infinity pass: the quantizer refuses them.
+    It is subtracted in float64 and rounded once, to float32 where the entries hold no more: a float64 vector
+    of a large model would be the largest thing in a client's memory. NaN and infinity pass: the quantizer
+    refuses them.
 
     Raises:
         UpdateError: the two states differ in the name, shape or dtype of a floating entry.
@@ -93,10 +95,16 @@ def delta(local: Mapping[str, Array], start: Mapping[str, Array]) -> FloatVector
     extra = {entry.name for entry in layout_of(local)} - {entry.name for entry in layout}
     if extra:
         raise UpdateError(f"the trained state has floating entries that the model has not: {_listed(extra)}")
-    vector = to_vector(local, layout)
+    wide = any(entry.dtype == "float64" for entry in layout)
+    vector: npt.NDArray[np.floating] = np.empty(dimension(layout), np.float64 if wide else np.float32)
+    place = 0
     # inf - inf is NaN, which the quantizer reports with a reason; a warning here would say less.
     with np.errstate(invalid="ignore", over="ignore"):
-        vector -= to_vector(start, layout)
+        for entry in layout:
+            change = vector[place : place + entry.size].reshape(entry.shape)
+            pair = _entry_of(local, entry), _entry_of(start, entry)
+            np.subtract(*pair, out=change, dtype=np.float64, casting="same_kind")
+            place += entry.size
     return vector
 
 

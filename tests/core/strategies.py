@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
@@ -14,6 +14,8 @@ from tests.core import oracle
 FEW = settings(deadline=None, max_examples=30)
 SOME = settings(deadline=None, max_examples=100)
 MANY = settings(deadline=None, max_examples=300)
+SOME_OF_EACH = settings(SOME, suppress_health_check=[HealthCheck.function_scoped_fixture])
+"""For fixtures that choose an implementation and keep no state."""
 
 seeds = st.binary(min_size=32, max_size=32)
 orders = st.sampled_from(oracle.PRIMES)

@@ -59,7 +59,11 @@ def seeded_experiment(
     columns = every_choice(p, u)
     receivers = seeded_receivers(owner, n, u)
     rows = {bytes([receiver] * 32): columns[k] for k, receiver in enumerate(receivers)}
-    monkeypatch.setattr(seeded, "expand", lambda seed, field, start, stop: rows[seed][start:stop])
+    monkeypatch.setattr(
+        seeded,
+        "expand_into",
+        lambda seed, field, start, out: np.copyto(out, rows[seed][start : start + len(out)]),
+    )
     codec = MaskCodec(PrimeField(p), Parameters(n, u, t))
     dealer = SeededShares(codec, owner, {receiver: bytes([receiver] * 32) for receiver in receivers})
     mask, derived = dealer.whole((u - t) * columns.shape[1])
@@ -132,7 +136,7 @@ def experiment_at(p: int, n: int, u: int, t: int, data_points: Sequence[int]) ->
     """The paper's form with data points of one's own."""
     columns = every_choice(p, u)
     wanted = [j for j in range(1, n + 1) if j not in data_points]
-    matrix = ModularMatrix(PrimeField(p), interpolation_matrix(PrimeField(p), list(data_points), wanted))
+    matrix = ModularMatrix(p, interpolation_matrix(PrimeField(p), list(data_points), wanted))
     shares = dict(zip(wanted, matrix.product(columns), strict=True))
     shares |= {j: columns[data_points.index(j)] for j in range(1, n + 1) if j in data_points}
     return columns[: u - t], shares

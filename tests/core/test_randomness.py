@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from lightsecagg import randomness
 from lightsecagg.field import PrimeField
 from lightsecagg.packing import pack
-from lightsecagg.randomness import BLOCK_ELEMENTS, expand, expand_block, key_stream, uniform_reals
+from lightsecagg.randomness import BLOCK_ELEMENTS, expand, expand_into, stream_words
 from tests.core import oracle
 from tests.core.strategies import FEW, SOME, orders, seeds
 
@@ -46,16 +46,23 @@ def test_the_stored_vectors_are_what_the_oracle_makes_and_the_algorithm_has_its_
     assert BLOCK_ELEMENTS == oracle.BLOCK
 
 
-@given(seeds, st.sampled_from([0, 1, 255, 2**32, 2**64 - 1]))
+@given(seeds, st.sampled_from([0, 1, 255, 2**32, 2**50 - 1]))
 @FEW
-def test_a_blocks_key_stream_is_aes_of_its_counter_blocks(seed: bytes, block: int) -> None:
-    stream = key_stream(seed, block)
-    words = np.concatenate([next(stream), next(stream)])
-    for first in (0, 4, BLOCK_ELEMENTS - 4, BLOCK_ELEMENTS, 2 * BLOCK_ELEMENTS - 8):
-        assert (
-            words[first : first + 8].tolist()[:8]
-            == oracle.key_stream_words(seed, block, first, 8)[: len(words) - first]
-        )
+def test_a_blocks_words_are_aes_of_its_counter_blocks(seed: bytes, block: int) -> None:
+    start = block * BLOCK_ELEMENTS
+    words = stream_words(seed, start, start + BLOCK_ELEMENTS)
+    assert words.dtype == np.uint32
+    for first in (0, 4, BLOCK_ELEMENTS - 8):
+        assert words[first : first + 8].tolist() == oracle.key_stream_words(seed, block, first, 8)
+
+
+@pytest.mark.parametrize("p", oracle.PRIMES)
+def test_an_expansion_fills_what_it_is_given_and_nothing_beside_it(p: int) -> None:
+    room = np.full(3 * BLOCK_ELEMENTS, 7, dtype=np.uint32)
+    start, stop = 100, BLOCK_ELEMENTS + 4321
+    expand_into(SEED, PrimeField(p), start, room[10 : 10 + stop - start])
+    assert room[10 : 10 + stop - start].tolist() == oracle.expand(SEED, p, start, stop)
+    assert set(room[:10].tolist()) | set(room[10 + stop - start :].tolist()) == {7}
 
 
 @given(orders, st.integers(0, 3 * oracle.BLOCK), st.integers(0, 200))
@@ -81,9 +88,7 @@ def test_ranges_agree_wherever_they_overlap(seed: bytes, p: int, cuts: list[int]
 def test_blocks_join_at_their_boundaries(p: int) -> None:
     field = PrimeField(p)
     edge = BLOCK_ELEMENTS
-    blocks = [expand_block(SEED, field, b) for b in range(3)]
-    assert [len(block) for block in blocks] == [edge] * 3
-    joined = np.concatenate(blocks)
+    joined = np.concatenate([expand(SEED, field, b * edge, (b + 1) * edge) for b in range(3)])
     for start, stop in ((0, edge), (0, edge + 1), (edge - 1, edge + 1), (edge, 2 * edge), (5, 3 * edge)):
         assert np.array_equal(expand(SEED, field, start, stop), joined[start:stop])
     assert expand(SEED, field, edge, edge).shape == (0,)
@@ -139,20 +144,19 @@ def test_a_seed_of_another_length_is_refused(length: int) -> None:
 
 @given(seeds, st.integers(0, 2), st.integers(0, 2 * oracle.BLOCK))
 @FEW
-def test_uniform_reals_are_the_streams_words_over_2_to_the_32(seed: bytes, block: int, count: int) -> None:
+def test_a_streams_words_are_the_blocks_in_order_with_none_skipped(
+    seed: bytes, block: int, count: int
+) -> None:
     start = block * BLOCK_ELEMENTS
-    reals = uniform_reals(seed, start, start + count)
-    assert reals.dtype == np.float64
-    assert len(reals) == count
-    assert np.all((reals >= 0) & (reals < 1))
+    words = stream_words(seed, start, start + count)
+    assert len(words) == count
     for position in {0, count // 2, count - 1} & set(range(count)):
         b, offset = divmod(start + position, BLOCK_ELEMENTS)
-        word = oracle.key_stream_words(seed, b, offset // 4 * 4, 4)[offset % 4]
-        assert reals[position] == word / 2**32
+        assert words[position] == oracle.key_stream_words(seed, b, offset // 4 * 4, 4)[offset % 4]
 
 
-def test_uniform_reals_are_uniform_and_begin_at_whole_blocks_only() -> None:
-    reals = uniform_reals(oracle.seed_named("reals"), 0, 200_000)
-    assert chi_square(np.bincount((reals * 64).astype(int), minlength=64), np.ones(64)) > 1e-4
+def test_a_streams_words_are_uniform_and_begin_at_whole_blocks_only() -> None:
+    words = stream_words(oracle.seed_named("reals"), 0, 200_000)
+    assert chi_square(np.bincount(words >> 26, minlength=64), np.ones(64)) > 1e-4
     with pytest.raises(AssertionError):
-        uniform_reals(SEED, 1, 5)
+        stream_words(SEED, 1, 5)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightsecagg.codec import MaskCodec, SeededShares
-from lightsecagg.codec.seeded import derived_receivers, seeded_receivers
+from lightsecagg.codec.seeded import Tile, derived_receivers, seeded_receivers
 from lightsecagg.errors import ParameterError
 from lightsecagg.field import PrimeField
 from lightsecagg.parameters import Parameters
@@ -74,7 +74,7 @@ def test_columns_tile_by_tile_are_those_of_the_whole(p: int, width: int) -> None
     d = 70 if width < 100 else 2 * 17_001 + 1  # the last one more than a block, and an odd number of it
     dealer = SeededShares(codec, 4, seeds_of(4, 5, 3))
     mask, derived = dealer.whole(d)
-    tiles = list(dealer.tiles(d, width))
+    tiles = [Tile(*map(np.copy, tile)) for tile in dealer.tiles(d, width)]
     m = codec.share_length(d)
     assert [(tile.start, tile.stop) for tile in tiles] == [
         (start, min(start + width, m)) for start in range(0, m, width)

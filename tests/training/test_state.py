@@ -100,8 +100,14 @@ def test_delta_added_to_the_start_gives_the_trained_entries_and_the_servers_inte
 def test_adding_a_delta_undoes_subtracting_for_float32(pair: tuple[np.ndarray, np.ndarray]) -> None:
     trained, start = {"w": pair[0]}, {"w": pair[1]}
     moved = add_delta(start, delta(trained, start), layout_of(start))
-    # Widened to float64 both steps err by far less than half a float32 unit of values up to 8.
-    np.testing.assert_allclose(moved["w"], trained["w"], rtol=0, atol=2.0**-50)
+    # A difference of up to 16 is rounded to float32 once (by 2^-21 at most), the sum of up to 8 once more.
+    np.testing.assert_allclose(moved["w"], trained["w"], rtol=0, atol=2.0**-21 + 2.0**-22)
+
+
+def test_a_delta_is_as_wide_as_the_widest_entry() -> None:
+    narrow, wide = {"w": np.ones(3, np.float32)}, {"w": np.ones(3, np.float32), "v": np.full(2, 1 / 3)}
+    assert delta(narrow, narrow).dtype == np.float32
+    assert delta(wide, {**wide, "v": np.zeros(2)}).tolist()[:2] == [1 / 3, 1 / 3]
 
 
 def test_infinities_reach_the_quantizer_without_a_warning() -> None:
