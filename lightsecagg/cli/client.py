@@ -46,9 +46,9 @@ def client(
                 f"--rank: wanted 1..{settings.device_args.worker_num} (device_args.worker_num), found {rank}"
             )
         folder = RunFolder(runs, run_id, settings)
-        tracker = make_tracker(settings, folder, f"client-{rank}", notices)
+        tracker, spans = make_tracker(settings, folder, rank, notices)
         identity = find_identity(settings, run_id, rank)
-        process = Client(settings, folder, rank, identity, tracker, halting(halt_at))
+        process = Client(settings, folder, rank, identity, tracker, halting(halt_at), spans)
     serve(process.run, tracker)
 
 

@@ -20,10 +20,12 @@ from lightsecagg.identity import Identity
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.participation import RefusedError
 from lightsecagg.settings import Settings, load
+from lightsecagg.spans import Spans, no_spans
 from lightsecagg.tracking.events import Broadcast, Notice, Tracker
 from lightsecagg.tracking.jsonl import JsonLines
 from lightsecagg.tracking.logs import show_logs
 from lightsecagg.tracking.terminal import Terminal
+from lightsecagg.tracking.trace import Trace
 
 EXIT_BUG = 1  # our own mistake: a traceback says where
 EXIT_CONFIG = 2  # wrong words on the command line, or a wrong configuration
@@ -79,16 +81,36 @@ def read_settings(config: Path, overrides: Sequence[str]) -> tuple[Settings, lis
     return load(config, overrides)
 
 
-def make_tracker(settings: Settings, folder: RunFolder, name: str, notices: Sequence[str]) -> Tracker:
-    """The terminal, the event log ``NAME.jsonl``, and what else the settings ask for.
+def make_logs(settings: Settings, folder: RunFolder, rank: int) -> tuple[list[Tracker], Spans]:
+    """The event log of one process and, where the settings ask for it, its trace; the server's rank is 0.
+
+    Returns:
+        What is told of events, and what is told of spans.
 
     Raises:
         ConfigError: the run's folder cannot be made.
     """
     folder.prepare()
-    trackers: list[Tracker] = [Terminal(), JsonLines(folder.logs / f"{name}.jsonl")]
+    name = f"client-{rank}" if rank else "server"
+    log = JsonLines(folder.logs / f"{name}.jsonl")
+    if not settings.tracking_args.trace:
+        return [log], no_spans
+    trace = Trace(folder.logs / f"trace-{name}.json", rank)
+    return [log, trace], trace
+
+
+def make_tracker(
+    settings: Settings, folder: RunFolder, rank: int, notices: Sequence[str]
+) -> tuple[Tracker, Spans]:
+    """The terminal, ``make_logs``, and what else the settings ask for.
+
+    Raises:
+        ConfigError: the run's folder cannot be made.
+    """
+    logs, spans = make_logs(settings, folder, rank)
+    trackers: list[Tracker] = [Terminal(), *logs]
     given = settings.tracking_args
-    if given.enable_wandb and name == "server":
+    if given.enable_wandb and rank == 0:
         from lightsecagg.tracking.wandb import WandbTracker  # noqa: PLC0415 - an extra, loaded where it is asked for
 
         trackers.append(
@@ -104,7 +126,7 @@ def make_tracker(settings: Settings, folder: RunFolder, name: str, notices: Sequ
     show_logs(tracker)
     for text in notices:
         tracker.emit(Notice(text=text, level="warning"))
-    return tracker
+    return tracker, spans
 
 
 def check_backend(settings: Settings) -> None:

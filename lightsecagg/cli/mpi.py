@@ -17,6 +17,7 @@ from lightsecagg.cli.client import halting
 from lightsecagg.cli.common import (
     EXIT_BUG,
     find_identity,
+    make_logs,
     make_tracker,
     read_settings,
     run_options,
@@ -30,7 +31,6 @@ from lightsecagg.managers.participation import Observer, RefusedError
 from lightsecagg.managers.server import Server
 from lightsecagg.settings import Settings
 from lightsecagg.tracking.events import Broadcast, ClientJoined, Event, Notice, Tracker
-from lightsecagg.tracking.jsonl import JsonLines
 from lightsecagg.tracking.logs import show_logs
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def _serve(world: World, config: Path, run_id: str, overrides: Sequence[str], ru
         settings, notices = _read(world, config, overrides)
         folder = RunFolder(runs, run_id, settings)
         folder.check_unused()
-        tracker = make_tracker(settings, folder, "server", notices)
-        server = Server(settings, folder, tracker)
+        tracker, spans = make_tracker(settings, folder, 0, notices)
+        server = Server(settings, folder, tracker, spans)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -186,8 +186,9 @@ def _take_part(
     with starting(tell, leave):
         settings, _ = _read(world, config, overrides)
         folder = RunFolder(runs, run_id, settings)
-        folder.prepare()
-        tracker = Broadcast([JsonLines(folder.logs / f"client-{rank}.jsonl"), _Aside(rank)])
+        logs, spans = make_logs(settings, folder, rank)
+        tracker = Broadcast([*logs, _Aside(rank)])
         show_logs(tracker)
-        client = Client(settings, folder, rank, find_identity(settings, run_id, rank), tracker, observer)
+        identity = find_identity(settings, run_id, rank)
+        client = Client(settings, folder, rank, identity, tracker, observer, spans)
     serve(client.run, tracker, tell, leave)

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import click
 
-from lightsecagg.cli.common import find_identity, make_tracker, read_settings, run_options, serve, starting
+from lightsecagg.cli.common import (
+    find_identity,
+    make_logs,
+    make_tracker,
+    read_settings,
+    run_options,
+    serve,
+    starting,
+)
 from lightsecagg.errors import ConfigError, LightSecAggError, RunStopped
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
 from lightsecagg.managers.server import Server
 from lightsecagg.tracking.events import Broadcast, Event, Notice, Tracker
-from lightsecagg.tracking.jsonl import JsonLines
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +55,15 @@ def run(config: Path, run_id: str, overrides: tuple[str, ...], runs: Path) -> No
             )
         folder = RunFolder(runs, run_id, settings)
         folder.check_unused()
-        tracker = make_tracker(settings, folder, "server", notices)
-        server = Server(settings, folder, tracker)
-        clients = [
-            Client(
-                settings,
-                folder,
-                rank,
-                find_identity(settings, run_id, rank),
-                Broadcast([JsonLines(folder.logs / f"client-{rank}.jsonl"), _Aside(rank, tracker)]),
-            )
-            for rank in range(1, settings.device_args.worker_num + 1)
-        ]
+        tracker, spans = make_tracker(settings, folder, 0, notices)
+        server = Server(settings, folder, tracker, spans)
+
+        def make_client(rank: int) -> Client:
+            logs, spans = make_logs(settings, folder, rank)
+            own = Broadcast([*logs, _Aside(rank, tracker)])
+            return Client(settings, folder, rank, find_identity(settings, run_id, rank), own, spans=spans)
+
+        clients = [make_client(rank) for rank in range(1, settings.device_args.worker_num + 1)]
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

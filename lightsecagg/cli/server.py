@@ -29,6 +29,6 @@ def server(
         check_backend(settings)
         folder = RunFolder(runs, run_id, settings)
         folder.check_unused()
-        tracker = make_tracker(settings, folder, "server", notices)
-        process = Server(settings, folder, tracker)
+        tracker, spans = make_tracker(settings, folder, 0, notices)
+        process = Server(settings, folder, tracker, spans)
     serve(process.run, tracker)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from lightsecagg.comm.frame import MAX_PAYLOAD
+from lightsecagg.comm.frame import MAX_FRAME, MAX_PAYLOAD
 from lightsecagg.comm.link import SERVER_FULL, LinkSettings, LinkStats
+from lightsecagg.comm.stream import OnArrival
 from lightsecagg.errors import ConfigError
 
 __all__ = [
+    "MAX_FRAME",
     "MAX_PAYLOAD",
     "SERVER",
     "SERVER_FULL",
@@ -149,10 +151,15 @@ class Hub(ABC):
         return "this carrier does not know who its clients are"
 
     @abstractmethod
-    async def send(self, peer: int, data: bytes | bytearray | memoryview) -> None:
+    async def send(
+        self, peer: int, data: bytes | bytearray | memoryview, on_arrival: OnArrival | None = None
+    ) -> None:
         """Queue a payload for a peer; its buffer must not change afterwards.
 
         Waits while more than `relay_buffer` bytes are queued for this peer.
+
+        Args:
+            on_arrival: called once the peer has acknowledged it; never, where the peer is gone before.
 
         Raises:
             ValueError: it is too long.
@@ -168,12 +175,19 @@ class Hub(ABC):
         """Bytes that the peer has not acknowledged; 0 for one that is gone."""
 
     @abstractmethod
-    async def receive(self) -> Event:
+    async def receive(self, *, holds_credit: bool = False) -> Event:
         """The next event of any peer. Taking a Payload gives its credit back to the peer.
+
+        Args:
+            holds_credit: it does not; `give_credit` does, once the payload is done with.
 
         Raises:
             CommError: `close` was called.
         """
+
+    @abstractmethod
+    def give_credit(self, peer: int, size: int) -> None:
+        """Let the peer send as much again as a payload of `size` bytes cost. Nothing for one that is gone."""
 
     @abstractmethod
     async def close_peer(self, peer: int, reason: str, patience: float | None = None) -> None:

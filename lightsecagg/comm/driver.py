@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from lightsecagg.comm.frame import Buffer, Data
 from lightsecagg.comm.link import LINK_LOST, Link, LinkEvent, LinkSettings
+from lightsecagg.comm.stream import OnArrival
 from lightsecagg.errors import CommError
 
 _LINGER = 1.0  # seconds for goodbyes and their answers
@@ -197,22 +198,22 @@ class Driver:
         """Whether `send` would wait."""
         return self.link.queued_bytes > self._settings.relay_buffer
 
-    def push(self, data: Buffer | bytearray) -> None:
+    def push(self, data: Buffer | bytearray, on_arrival: OnArrival | None = None) -> None:
         """Queue a payload, whatever is queued already; CommError once the session is over or closing."""
         if self._is_closing:
             raise CommError("the session is being closed")
         if not isinstance(data, bytes):
             data = memoryview(data).cast("B") if len(data) else b""
-        self.link.send(data)
+        self.link.send(data, on_arrival)
         self._drained.clear()
         self._poke()
 
-    async def send(self, data: Buffer | bytearray) -> None:
+    async def send(self, data: Buffer | bytearray, on_arrival: OnArrival | None = None) -> None:
         """Queue a payload once less than the relay buffer is queued; errors as in `push`."""
         while self.is_full and not self._is_closing:
             self._room.clear()
             await self._room.wait()
-        self.push(data)
+        self.push(data, on_arrival)
 
     def consumed(self, size: int) -> None:
         """The application took a payload of `size` bytes."""

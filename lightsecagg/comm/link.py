@@ -23,7 +23,7 @@ from lightsecagg.comm.frame import (
     encode_resumes,
     is_of_other_version,
 )
-from lightsecagg.comm.stream import Receiving, Sending, Verdict
+from lightsecagg.comm.stream import OnArrival, Receiving, Sending, Verdict
 from lightsecagg.errors import CommError, ConfigError
 
 LINK_LOST = "link_lost"  # AWAY for the whole reconnect window
@@ -183,8 +183,8 @@ class Link:
 
     # What the owner does.
 
-    def send(self, payload: Buffer) -> None:
-        """Queue a payload; its buffer must not change until it was acknowledged.
+    def send(self, payload: Buffer, on_arrival: OnArrival | None = None) -> None:
+        """Queue a payload; its buffer must not change until it was acknowledged, which `on_arrival` tells.
 
         Raises:
             ValueError: it is longer than MAX_PAYLOAD.
@@ -196,7 +196,7 @@ class Link:
             )
         if self._gone is not None or self._bye is not None:
             raise CommError(f"the session is over ({self._gone or self._bye})")
-        self._sending.push(payload)
+        self._sending.push(payload, on_arrival)
 
     def consumed(self, size: int, now: float) -> None:
         """The application took a delivered payload of `size` bytes: its credit goes back to the peer."""

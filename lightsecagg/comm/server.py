@@ -23,6 +23,7 @@ from lightsecagg.comm.link import (
     PeerBack,
     PeerGone,
 )
+from lightsecagg.comm.stream import OnArrival
 from lightsecagg.errors import CommError
 
 _FRAMES_BEFORE_OPEN = 16  # a lossy carrier may damage the first few; more is a stranger
@@ -64,8 +65,10 @@ class LinkHub(Hub):
     async def start(self) -> None:
         await self.listen()
 
-    async def send(self, peer: int, data: bytes | bytearray | memoryview) -> None:
-        await self._present(peer).driver.send(data)
+    async def send(
+        self, peer: int, data: bytes | bytearray | memoryview, on_arrival: OnArrival | None = None
+    ) -> None:
+        await self._present(peer).driver.send(data, on_arrival)
 
     def try_send(self, peer: int, data: bytes | bytearray | memoryview) -> bool:
         driver = self._present(peer).driver
@@ -82,7 +85,7 @@ class LinkHub(Hub):
         session = self._by_peer.get(peer)
         return session.driver.link.stats if session is not None else LinkStats()
 
-    async def receive(self) -> Event:
+    async def receive(self, *, holds_credit: bool = False) -> Event:
         while True:
             event = None if self._is_closed else await self._events.get()
             if event is None:
@@ -91,11 +94,15 @@ class LinkHub(Hub):
             session = self._by_peer.get(event.peer)
             if session is None or session.is_closing:
                 continue
-            if isinstance(event, Payload):
+            if isinstance(event, Payload) and not holds_credit:
                 session.driver.consumed(len(event.data))
             elif isinstance(event, Gone):
                 self._forget(session)
             return event
+
+    def give_credit(self, peer: int, size: int) -> None:
+        if (session := self._by_peer.get(peer)) is not None:
+            session.driver.consumed(size)
 
     async def close_peer(self, peer: int, reason: str, patience: float | None = None) -> None:
         session = self._by_peer.get(peer)

@@ -7,12 +7,15 @@ a flood of empty payloads is bounded by credit and by the queue's limit as well.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, auto
 
 from lightsecagg.comm.frame import HEADER_SIZE, MAX_FRAME, Buffer
 
 _ACK_DELAY = 0.02  # seconds in which a DATA frame of ours may carry the acknowledgement for free
 _MAX_BACK_OFF = 8  # times the first retransmission timeout
+
+OnArrival = Callable[[], None]
 
 
 class Sending:
@@ -29,6 +32,7 @@ class Sending:
         self.awaits_patiently = False  # nothing counts as lost before the carrier breaks
         self._unsent: deque[tuple[int, Buffer]] = deque()
         self._unacknowledged: deque[tuple[int, Buffer]] = deque()
+        self._on_arrival: deque[tuple[int, OnArrival]] = deque()
         self._pushed = 0  # sequence of the last payload that was queued
         self._highest_sent = 0
         self._acknowledged_cost = 0
@@ -40,9 +44,15 @@ class Sending:
         self._timed: tuple[int, float] | None = None  # the frame whose round trip is being measured
         self._last_progress = 0.0
 
-    def push(self, payload: Buffer) -> None:
-        """Queue a payload; its buffer must not change until it was acknowledged."""
+    def push(self, payload: Buffer, on_arrival: OnArrival | None = None) -> None:
+        """Queue a payload; its buffer must not change until it was acknowledged.
+
+        Args:
+            on_arrival: called once the peer has acknowledged it; never, where the session ends before.
+        """
         self._pushed += 1
+        if on_arrival is not None:
+            self._on_arrival.append((self._pushed, on_arrival))
         self._unsent.append((self._pushed, payload))
         self.queued_bytes += HEADER_SIZE + len(payload)
 
@@ -93,6 +103,8 @@ class Sending:
         self._sent_cost = max(self._sent_cost, self._acknowledged_cost)
         self._last_progress = now
         self._measure(acknowledged, now)
+        while self._on_arrival and self._on_arrival[0][0] <= acknowledged:
+            self._on_arrival.popleft()[1]()
 
     def answer_gap(self, acknowledged: int, now: float) -> None:
         """The peer misses the frame after `acknowledged`; the timeout sees to a second loss of it."""
@@ -114,6 +126,7 @@ class Sending:
         """The session is over: let go of the payloads."""
         self._unsent.clear()
         self._unacknowledged.clear()
+        self._on_arrival.clear()
         self.queued_bytes = 0
 
     def _rewind(self, now: float) -> None:

@@ -9,14 +9,25 @@ GIVEN = "train_args"
 """The settings that the server sends at joining: how to train."""
 
 
-def link_settings(settings: Settings) -> comm.LinkSettings:
-    """The link's times and sizes out of ``comm_args``."""
+_CLIENT_QUEUE = 8 * 2**20  # bytes that keep a client's line busy while it computes the next ones
+
+
+def link_settings(settings: Settings, *, serves: bool = False) -> comm.LinkSettings:
+    """The link's times and sizes out of ``comm_args``.
+
+    A server lets each client send as much as keeps all of them together within its relay buffer, two frames
+    at least; a client computes what it sends, so it need not queue much of it.
+    """
     given = settings.comm_args
+    window = comm.LinkSettings().window_bytes
+    if serves:
+        window = min(window, max(2 * comm.MAX_FRAME, given.relay_buffer // settings.device_args.worker_num))
     return comm.LinkSettings(
+        window_bytes=window,
         heartbeat_interval=given.heartbeat_interval,
         heartbeat_timeout=given.heartbeat_timeout,
         reconnect_window=given.reconnect_window,
-        relay_buffer=given.relay_buffer,
+        relay_buffer=given.relay_buffer if serves else min(given.relay_buffer, _CLIENT_QUEUE),
         connect_timeout=given.connect_timeout,
     )
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pydantic
 
+from lightsecagg import kernels
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, Reason, RemoteProtocolError, RunStopped
 from lightsecagg.identity import Identity
@@ -21,8 +22,9 @@ from lightsecagg.protocol.joining import ClientJoining, Joined, JoiningRefusedEr
 from lightsecagg.protocol.terms import Run
 from lightsecagg.settings import Settings
 from lightsecagg.settings.schema import TrainArgs
+from lightsecagg.spans import Spans, no_spans
 from lightsecagg.tracking import events
-from lightsecagg.training.state import dump
+from lightsecagg.training.state import dimension, dump
 
 _LONGEST_PAUSE = 1.0  # seconds between two attempts to be heard
 
@@ -41,6 +43,7 @@ class Client:
         identity: its long-term key pair.
         tracker: is told what happens.
         observer: see ``Observer``.
+        spans: is told what takes how long.
 
     Raises:
         ConfigError: something that the settings name is missing or does not fit.
@@ -54,6 +57,7 @@ class Client:
         identity: Identity,
         tracker: events.Tracker,
         observer: Observer | None = None,
+        spans: Spans = no_spans,
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -64,6 +68,8 @@ class Client:
             ThreadPoolExecutor(1, name) for name in ("machines", "streams", "training")
         )
         self._executors = (machines, streams, training)
+        if settings.secure:
+            streams.submit(kernels.loops, dimension(workload.layout))  # loaded by the time it is needed
         self._context = Context(
             settings,
             rank,
@@ -77,6 +83,7 @@ class Client:
             machines,
             streams,
             training,
+            spans,
         )
 
     async def run(self) -> None:
@@ -154,7 +161,7 @@ class Client:
                 log_path=str(self._folder.logs),
             )
         )
-        for text in self._context.scheme.notices:
+        for text in (*self._context.workload.notices, *self._context.scheme.notices):
             self._tracker.emit(events.Notice(text=text, level="warning"))
 
     def _transport(self) -> comm.Transport:

@@ -12,8 +12,6 @@ from lightsecagg.errors import Reason
 from lightsecagg.managers.outbox import Outbox
 from lightsecagg.managers.scheme import Free
 
-_QUEUE = 64  # messages between the hub and a round: beyond that the hub gives no more credit
-
 GRACE = 2.0
 """Seconds that nothing is closed over a client whose link has just broken."""
 
@@ -52,7 +50,7 @@ class Client:
 
 @dataclass(frozen=True)
 class FromClient:
-    """A message of a client, for the round."""
+    """A message of a client, for the round; the client's credit for it is held."""
 
     client: Client
     message: bytes | memoryview
@@ -70,7 +68,7 @@ RoundEvent = FromClient | StatusChanged
 
 
 class Inbox:
-    """What one round is told: events of its cohort only, and a bounded number of messages at a time.
+    """What one round is told: events of its cohort only. How much can wait here is bounded by held credit.
 
     A process that takes a rank over is another client: nothing of it reaches a round that it is not in.
     """
@@ -79,7 +77,6 @@ class Inbox:
         self._cohort = frozenset(cohort)
         self._events: deque[RoundEvent] = deque()
         self._filled = asyncio.Event()
-        self._room = asyncio.Event()
         self._is_closed = False
 
     def concerns(self, client: Client) -> bool:
@@ -92,14 +89,13 @@ class Inbox:
             self._events.append(change)
             self._filled.set()
 
-    async def put(self, message: FromClient) -> None:
-        """Hand the round a message, waiting while it has much to do; a late one is dropped."""
-        while len(self._events) >= _QUEUE and not self._is_closed:
-            self._room.clear()
-            await self._room.wait()
-        if self.concerns(message.client):
-            self._events.append(message)
-            self._filled.set()
+    def put(self, message: FromClient) -> bool:
+        """Hand the round a message; False for a late one, which is dropped."""
+        if not self.concerns(message.client):
+            return False
+        self._events.append(message)
+        self._filled.set()
+        return True
 
     async def wait(self) -> None:
         """Wait until there is something."""
@@ -111,10 +107,9 @@ class Inbox:
         """All that is here."""
         found = list(self._events)
         self._events.clear()
-        self._room.set()
         return found
 
-    def close(self) -> None:
-        """The round is over: whoever waits to put a message goes on, and it is dropped."""
+    def close(self) -> list[RoundEvent]:
+        """The round is over; what it did not take."""
         self._is_closed = True
-        self.take()
+        return self.take()

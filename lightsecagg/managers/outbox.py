@@ -9,7 +9,8 @@ from concurrent.futures import Executor
 
 from lightsecagg.protocol.actions import Send
 
-Deliver = Callable[[bytes | memoryview], Awaitable[None]]
+OnArrival = Callable[[], None]
+Deliver = Callable[[bytes | memoryview, OnArrival | None], Awaitable[None]]
 
 
 class Outbox:
@@ -18,22 +19,23 @@ class Outbox:
     Belongs to one event loop. ``run`` ends with the error that ``deliver`` raises.
 
     Args:
-        deliver: hands one message to the carrier, waiting while that is full.
+        deliver: hands one message to the carrier, waiting while that is full, with what wants to know of
+            its arrival.
         executor: where long outputs are computed; None for the event loop itself (cheap ones).
     """
 
     def __init__(self, deliver: Deliver, executor: Executor | None = None) -> None:
         self._deliver = deliver
         self._executor = executor
-        self._messages: deque[bytes | memoryview] = deque()
+        self._messages: deque[tuple[bytes | memoryview, OnArrival | None]] = deque()
         self._streams: deque[tuple[Iterator[Send], Callable[[], None]]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def put(self, message: bytes | memoryview) -> None:
-        """Send a short message, after those before it."""
-        self._messages.append(message)
+    def put(self, message: bytes | memoryview, on_arrival: OnArrival | None = None) -> None:
+        """Send a short message, after those before it; ``on_arrival`` is called once it has arrived."""
+        self._messages.append((message, on_arrival))
         self._stir()
 
     def stream(self, sends: Iterator[Send], done: Callable[[], None] = lambda: None) -> None:
@@ -53,7 +55,7 @@ class Outbox:
         """Send for ever."""
         while True:
             if self._messages:
-                await self._deliver(self._messages.popleft())
+                await self._deliver(*self._messages.popleft())
             elif self._streams:
                 await self._pull()
             else:
@@ -69,7 +71,7 @@ class Outbox:
         else:
             send = await asyncio.get_running_loop().run_in_executor(self._executor, next, sends, None)
         if send is not None:
-            await self._deliver(send.message)
+            await self._deliver(send.message, None)
         elif self._streams and self._streams[0] is entry:
             self._streams.popleft()
             done()

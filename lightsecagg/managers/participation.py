@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, LocalProtocolError, NotFiniteError, Reason, RunStopped
 from lightsecagg.identity import Identity
-from lightsecagg.managers.outbox import Outbox
+from lightsecagg.managers.outbox import OnArrival, Outbox
 from lightsecagg.managers.scheme import AnyClientRound, Scheme
 from lightsecagg.managers.workload import Workload, train_settings
 from lightsecagg.parameters import Parameters
@@ -25,6 +25,7 @@ from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.terms import Run
 from lightsecagg.protocol.wire import encode, from_client, from_server
 from lightsecagg.settings import Settings
+from lightsecagg.spans import Spans, no_spans
 from lightsecagg.tracking import events
 from lightsecagg.training.base import TrainingStopped
 from lightsecagg.training.state import delta, load
@@ -80,6 +81,7 @@ class Context:
     machines: Executor
     streams: Executor
     training: Executor
+    spans: Spans = no_spans
     sequence: int = 0
     highest_round: int = 0
     completed: int = 0
@@ -100,14 +102,12 @@ class Context:
         trainer = self.workload.trainer
         trainer.set_state(start)
         data = self.workload.local_data(self.workload.silo_of(self.rank, round_number))
-        done = trainer.train(data, train_settings(self.settings, self.rank, round_number), stop.is_set)
-        change = delta(trainer.get_state(), start)
-        return Trained(
-            self.scheme.update(change, done.num_samples),
-            done.num_samples,
-            self.scheme.clipped(change),
-            len(change),
-        )
+        with self.spans("train"):
+            done = trainer.train(data, train_settings(self.settings, self.rank, round_number), stop.is_set)
+        with self.spans("quantize"):
+            change = delta(trainer.get_state(), start)
+            update = self.scheme.update(change, done.num_samples)
+            return Trained(update, done.num_samples, self.scheme.clipped(change), len(change))
 
 
 @dataclass
@@ -216,7 +216,8 @@ class Participation:
                 await self._carry_out(round_, await self._call(lambda: self._take(round_, data)))
 
     def _take(self, round_: _Round, data: bytes | memoryview) -> list[Action]:
-        actions = round_.machine.receive(data)
+        with self._context.spans("receive"):
+            actions = round_.machine.receive(data)
         # At once, and not when the round ends: a session may be lost in between, and a number is used once.
         context = self._context
         context.highest_round = max(context.highest_round, round_.machine.highest_round)
@@ -361,6 +362,7 @@ class Participation:
                 sequence=context.sequence,
                 after_round=context.highest_round,
                 max_model_bytes=context.model_bytes,
+                spans=context.spans,
             )
         )
 
@@ -370,10 +372,11 @@ class Participation:
     def _phase(self, round_: _Round, phase: str) -> None:
         self._context.tracker.emit(events.PhaseStarted(round=round_.machine.round_number or 0, phase=phase))
 
-    async def _deliver(self, message: bytes | memoryview) -> None:
+    async def _deliver(self, message: bytes | memoryview, _: OnArrival | None) -> None:
         if self._context.observe is not None:
             self._context.observe(f"send {type(from_client(message)).__name__}")
-        await self._transport.send(message)
+        with self._context.spans("send"):
+            await self._transport.send(message)
 
     def _say(self, text: str, level: Literal["info", "warning"] = "info") -> None:
         self._context.tracker.emit(events.Notice(text=text, level=level))

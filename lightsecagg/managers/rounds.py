@@ -29,6 +29,7 @@ from lightsecagg.protocol.collecting import RoundResult
 from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.transitions import ServerStage
 from lightsecagg.settings import Settings
+from lightsecagg.spans import Spans, no_spans
 from lightsecagg.tracking.events import ClientLost, PhaseStarted, Tracker, UploadDone
 
 _T = TypeVar("_T")
@@ -58,6 +59,7 @@ class RoundRunner:
         settings: the timeouts.
         tracker: is told what happens.
         executor: the one thread on which the machine runs.
+        spans: is told what takes how long.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class RoundRunner:
         settings: Settings,
         tracker: Tracker,
         executor: Executor,
+        spans: Spans = no_spans,
     ) -> None:
         self._machine = machine
         self._session = session
@@ -76,6 +79,7 @@ class RoundRunner:
         self._numbers = {client: number for number, client in enumerate(cohort, start=1)}
         self._tracker = tracker
         self._executor = executor
+        self._spans = spans
         self._slot_timeout = settings.secure_aggregation_args.slot_timeout
         given = settings.secure_aggregation_args
         self._timeouts = {
@@ -110,8 +114,7 @@ class RoundRunner:
             await self._carry_out(await self._call(self._machine.start))
             await self._carry_out(await self._call(lambda: self._feed(self._absences())))
             while not self._is_over:
-                events = await self._next_events()
-                await self._carry_out(await self._call(lambda: self._feed(events)))  # noqa: B023 - awaited here
+                await self._take(await self._next_events())
                 await self._carry_out(await self._call(self._expire))
         except asyncio.CancelledError:
             # On the machine's own thread: a call of it may be under way there.
@@ -119,7 +122,7 @@ class RoundRunner:
             raise
         finally:
             self._session.inbox = None
-            self._inbox.close()
+            self._session.done_with(self._inbox.close())
             for client in self._cohort:
                 client.outbox.drop_streams()
                 if client.status is Status.GONE:  # as the round ended, perhaps
@@ -144,12 +147,21 @@ class RoundRunner:
                 await self._inbox.wait()
         return self._inbox.take()
 
+    async def _take(self, events: Sequence[RoundEvent]) -> None:
+        """Feed the machine; who sent what it passes on as it came gets credit when that has gone on."""
+        waiting = {id(event.message): event for event in events if isinstance(event, FromClient)}
+        try:
+            await self._carry_out(await self._call(lambda: self._feed(events)), waiting)
+        finally:
+            self._session.done_with(waiting.values())
+
     def _feed(self, events: Sequence[RoundEvent]) -> list[Action]:
         actions: list[Action] = []
         for event in events:
             number = self._numbers[event.client]
             if isinstance(event, FromClient):
-                actions += self._machine.receive(number, event.message)
+                with self._spans("receive"):
+                    actions += self._machine.receive(number, event.message)
             elif event.status is Status.AWAY:
                 actions += self._machine.away(number)
             elif event.status is Status.UP:
@@ -189,10 +201,19 @@ class RoundRunner:
     async def _call(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    async def _carry_out(self, actions: Sequence[Action]) -> None:
+    async def _carry_out(
+        self, actions: Sequence[Action], waiting: dict[int, FromClient] | None = None
+    ) -> None:
+        """Do what the machine asks.
+
+        Args:
+            waiting: messages that it was fed, by identity; those that are passed on are taken out.
+        """
         todo = deque(actions)
         while todo:
             match todo.popleft():
+                case Send(to, message) if waiting and id(message) in waiting:
+                    self._session.forward(waiting.pop(id(message)), self._cohort[to - 1])
                 case Send(to, message):
                     self._cohort[to - 1].outbox.put(message)
                 case Stream(to, sends):

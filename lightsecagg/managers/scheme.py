@@ -26,6 +26,7 @@ from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.terms import Floors, Run, make_terms
 from lightsecagg.quantize import FixedPoint, WeightedUpdate
 from lightsecagg.settings import Settings
+from lightsecagg.spans import Spans
 from lightsecagg.training.state import Layout, dimension
 
 _MOST_LAYOUT = 2**19  # bytes: a RoundStart holds the layout beside a cohort of 1024 within one message
@@ -149,7 +150,13 @@ class Scheme(ABC):
 
     @abstractmethod
     def server_round(
-        self, run: Run, number: int, parameters: Parameters, cohort: Sequence[Free], model: bytes
+        self,
+        run: Run,
+        number: int,
+        parameters: Parameters,
+        cohort: Sequence[Free],
+        model: bytes,
+        spans: Spans,
     ) -> ServerMachine:
         """The server's machine for one round."""
 
@@ -163,6 +170,7 @@ class Scheme(ABC):
         sequence: int,
         after_round: int,
         max_model_bytes: int,
+        spans: Spans,
     ) -> AnyClientRound:
         """A client's machine for its next round."""
 
@@ -214,11 +222,19 @@ class SecureScheme(Scheme):
         return {"secure_aggregation_args.prime_number": str(self._field.order)}
 
     def server_round(
-        self, run: Run, number: int, parameters: Parameters, cohort: Sequence[Free], model: bytes
+        self,
+        run: Run,
+        number: int,
+        parameters: Parameters,
+        cohort: Sequence[Free],
+        model: bytes,
+        spans: Spans,
     ) -> ServerMachine:
         members = [client.member for client in cohort if client.member is not None]
         slots = self._settings.secure_aggregation_args.upload_slots
-        return ServerRound(run, number, parameters, self._terms, members, model, upload_slots=slots)
+        return ServerRound(
+            run, number, parameters, self._terms, members, model, upload_slots=slots, spans=spans
+        )
 
     def client_round(
         self,
@@ -229,6 +245,7 @@ class SecureScheme(Scheme):
         sequence: int,
         after_round: int,
         max_model_bytes: int,
+        spans: Spans,
     ) -> AnyClientRound:
         floors = Floors(
             self._settings.min_clients,
@@ -245,6 +262,7 @@ class SecureScheme(Scheme):
             roster=self._roster,
             sequence=sequence,
             after_round=after_round,
+            spans=spans,
         )
 
     def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> WeightedUpdate:
@@ -271,6 +289,7 @@ class PlainScheme(Scheme):
         parameters: Parameters,
         cohort: Sequence[Free],
         model: bytes,
+        spans: Spans,
     ) -> ServerMachine:
         return PlainServerRound(
             number,
@@ -280,6 +299,7 @@ class PlainScheme(Scheme):
             self._max_weight,
             model,
             upload_slots=self._settings.secure_aggregation_args.upload_slots,
+            spans=spans,
         )
 
     def client_round(
@@ -291,8 +311,11 @@ class PlainScheme(Scheme):
         sequence: int,  # noqa: ARG002
         after_round: int,
         max_model_bytes: int,
+        spans: Spans,
     ) -> AnyClientRound:
-        return PlainClientRound(self._dimension, after_round=after_round, max_model_bytes=max_model_bytes)
+        return PlainClientRound(
+            self._dimension, after_round=after_round, max_model_bytes=max_model_bytes, spans=spans
+        )
 
     def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> Floats:
         return weighted(delta, num_samples, self._max_weight)

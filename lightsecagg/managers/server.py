@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from lightsecagg import kernels
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, ConfigError, Reason, RoundAborted, RunStopped
 from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings
@@ -24,9 +25,10 @@ from lightsecagg.protocol.collecting import RoundResult
 from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.terms import Run
 from lightsecagg.settings import Settings
+from lightsecagg.spans import Spans, no_spans
 from lightsecagg.tracking import events
 from lightsecagg.training.base import Evaluation, State
-from lightsecagg.training.state import add_delta, dump
+from lightsecagg.training.state import add_delta, dimension, dump
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +42,23 @@ class Server:
         settings: the configuration.
         folder: where the run lies; ``run`` claims it.
         tracker: is told what happens.
+        spans: is told what takes how long.
 
     Raises:
         ConfigError: something that the settings name is missing or does not fit.
     """
 
-    def __init__(self, settings: Settings, folder: RunFolder, tracker: events.Tracker) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        tracker: events.Tracker,
+        spans: Spans = no_spans,
+    ) -> None:
         self._settings = settings
         self._folder = folder
         self._tracker = tracker
+        self._spans = spans
         self._planned = plan(settings, settings.cohort_size)
         self._workload = Workload.load(settings)
         given = settings.train_args.model_dump_json()
@@ -56,6 +66,8 @@ class Server:
         self._state: State = self._workload.trainer.get_state()
         self._machines = ThreadPoolExecutor(1, "machines")
         self._training = ThreadPoolExecutor(1, "training")
+        if settings.secure:
+            self._machines.submit(kernels.loops, dimension(self._workload.layout))  # loaded when it is needed
         self._round = 0
         self._told: set[str] = set()
         self._losses = ""
@@ -64,7 +76,9 @@ class Server:
         self._aborted = 0
         self._accuracy: float | None = None
         self._hub = comm.make_hub(
-            settings.comm_args.backend, carrier_settings(settings, folder.run_id, 0), link_settings(settings)
+            settings.comm_args.backend,
+            carrier_settings(settings, folder.run_id, 0),
+            link_settings(settings, serves=True),
         )
         run = Run.new(folder.run_id)
         self._session = Session(
@@ -78,7 +92,9 @@ class Server:
             secure=settings.secure,
             authenticated_as=settings.comm_args.authenticated_as,
             stall_timeout=settings.comm_args.stall_timeout,
+            relay_buffer=settings.comm_args.relay_buffer,
             tracker=tracker,
+            spans=spans,
         )
 
     async def run(self) -> None:
@@ -149,7 +165,7 @@ class Server:
                 log_path=str(self._folder.logs),
             )
         )
-        for text in self._scheme.notices:
+        for text in (*self._workload.notices, *self._scheme.notices):
             self._tracker.emit(events.Notice(text=text, level="warning"))
         self._warn(self._planned)
 
@@ -282,7 +298,9 @@ class Server:
         def prepare() -> ServerMachine:
             self._folder.store_round(self._round)
             model = dump(self._state)
-            return self._scheme.server_round(self._session.run, self._round, parameters, free, model)
+            return self._scheme.server_round(
+                self._session.run, self._round, parameters, free, model, self._spans
+            )
 
         machine = await self._in_machine_thread(prepare)
         self._warn(parameters)
@@ -295,7 +313,9 @@ class Server:
                 privacy_threshold=parameters.privacy_threshold,
             )
         )
-        runner = RoundRunner(machine, self._session, cohort, self._settings, self._tracker, self._machines)
+        runner = RoundRunner(
+            machine, self._session, cohort, self._settings, self._tracker, self._machines, self._spans
+        )
         try:
             result = await runner.run()
         finally:
@@ -326,8 +346,9 @@ class Server:
         trainer, dataset = self._workload.trainer, self._workload.dataset
 
         def measure() -> Evaluation:
-            trainer.set_state(self._state)
-            return trainer.evaluate(dataset.test_x, dataset.test_y)
+            with self._spans("evaluate"):
+                trainer.set_state(self._state)
+                return trainer.evaluate(dataset.test_x, dataset.test_y)
 
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._training, measure)

@@ -11,21 +11,24 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, Reason, RemoteProtocolError
 from lightsecagg.identity import Roster
-from lightsecagg.managers.inbox import GRACE, Client, FromClient, Inbox, Status, StatusChanged
-from lightsecagg.managers.outbox import Outbox
+from lightsecagg.managers.inbox import GRACE, Client, FromClient, Inbox, RoundEvent, Status, StatusChanged
+from lightsecagg.managers.outbox import OnArrival, Outbox
+from lightsecagg.managers.relay import Relay
 from lightsecagg.managers.scheme import Free
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.joining import JoiningRefusedError, ServerJoining, refusal, welcome
 from lightsecagg.protocol.terms import Run, is_signed
 from lightsecagg.protocol.wire import encode, from_client
 from lightsecagg.sealing import is_round_key
+from lightsecagg.spans import Spans, no_spans
 from lightsecagg.tracking.events import ClientJoined, ClientLost, ClientRefused, Tracker
 
 _HELLO_TIMEOUT = 30.0  # seconds that a connection may take to say who it is
@@ -60,7 +63,9 @@ class Session:
         secure: whether readiness comes as a signed round key.
         authenticated_as: the name under which the carrier must know a client, ``{rank}`` being its rank.
         stall_timeout: seconds that a client's buffer may stay full.
+        relay_buffer: bytes that may be under way between clients before their senders wait.
         tracker: is told who comes and goes.
+        spans: is told what takes how long.
     """
 
     hub: comm.Hub
@@ -73,7 +78,9 @@ class Session:
     secure: bool
     authenticated_as: str | None
     stall_timeout: float
+    relay_buffer: int
     tracker: Tracker
+    spans: Spans = no_spans
     clients: dict[int, Client] = field(default_factory=dict)
     inbox: Inbox | None = None
     """Of the round that runs; between rounds late messages are dropped."""
@@ -85,15 +92,19 @@ class Session:
     is_over: bool = False
     """Whether the run has ended: nobody joins any more."""
 
+    def __post_init__(self) -> None:
+        self._relay = Relay(self.relay_buffer, self.hub.give_credit)
+
     async def pump(self) -> None:
         """Take the hub's events for ever."""
         while True:
-            event = await self.hub.receive()
+            event = await self.hub.receive(holds_credit=True)
             match event:
                 case comm.Arrived():
                     self._arrived(event)
                 case comm.Payload():
-                    await self._payload(event.peer, event.data)
+                    if not self._payload(event.peer, event.data):
+                        self.hub.give_credit(event.peer, len(event.data))
                 case comm.Away():
                     self._set_status(event.peer, Status.AWAY)
                 case comm.Back():
@@ -139,6 +150,20 @@ class Session:
             if holder.identity == client.identity:
                 self._part_with(holder, reason)
 
+    def done_with(self, events: Iterable[RoundEvent]) -> None:
+        """Give the senders of the messages among these their credit."""
+        for event in events:
+            if isinstance(event, FromClient):
+                self.hub.give_credit(event.client.peer, len(event.message))
+
+    def forward(self, event: FromClient, receiver: Client) -> None:
+        """Send a client's message on to another, as it came."""
+        if receiver.status is Status.GONE:
+            self.done_with([event])
+            return
+        arrived = self._relay.begin(event.client.peer, receiver.peer, len(event.message))
+        receiver.outbox.put(event.message, arrived)
+
     def bytes_of(self, client: Client) -> int:
         """Bytes on the wire to and from a client; 0 once it is gone."""
         stats = self.hub.stats(client.peer)
@@ -179,19 +204,20 @@ class Session:
         with contextlib.suppress(CommError):  # it may have left again: its own event will say so
             self.hub.try_send(event.peer, joining.challenge())
 
-    async def _payload(self, peer: int, data: bytes | memoryview) -> None:
+    def _payload(self, peer: int, data: bytes | memoryview) -> bool:
+        """Act on a message; whether the round has it, and holds its sender's credit."""
         if peer in self._joining:
             self._hello(peer, data)
-            return
+            return False
         rank = self._ranks.get(peer)
         if rank is None:
-            return
+            return False
         client = self.clients[rank]
         try:
             message = from_client(data)
         except RemoteProtocolError as error:
             self.expel(client, error.reason)
-            return
+            return False
         match message:
             case m.RoundKeyMessage() if self.secure:
                 self._take_key(client, message)
@@ -202,9 +228,10 @@ class Session:
             case m.Hello() | m.RoundKeyMessage() | m.PlainReady() | m.FinishAcknowledged():
                 self.expel(client, Reason.PROTOCOL_VIOLATION)
             case _ if self.inbox is not None:
-                await self.inbox.put(FromClient(client, data))
+                return self.inbox.put(FromClient(client, data))
             case _:
                 pass  # anything of an ended round is late
+        return False
 
     def _hello(self, peer: int, data: bytes | memoryview) -> None:
         newcomer = self._joining[peer]
@@ -250,7 +277,7 @@ class Session:
         taken = [c.rank for c in self.here() if c.identity == identity and c.rank != rank]
         if taken:
             raise JoiningRefusedError(Reason.RANK_TAKEN, f"this identity is rank {taken[0]} already")
-        outbox = Outbox(lambda message: self._deliver(peer, message))
+        outbox = Outbox(partial(self._deliver, peer))
         client = Client(rank, identity, peer, outbox)
         client.sender = asyncio.create_task(self._run_outbox(client))
         self.clients[rank] = client
@@ -270,9 +297,10 @@ class Session:
         client.sequence = message.sequence
         client.free = Free(member)
 
-    async def _deliver(self, peer: int, message: bytes | memoryview) -> None:
-        async with asyncio.timeout(self.stall_timeout):
-            await self.hub.send(peer, message)
+    async def _deliver(self, peer: int, message: bytes | memoryview, on_arrival: OnArrival | None) -> None:
+        with self.spans("send"):
+            async with asyncio.timeout(self.stall_timeout):
+                await self.hub.send(peer, message, on_arrival)
 
     async def _run_outbox(self, client: Client) -> None:
         try:
@@ -292,6 +320,7 @@ class Session:
             return
         client = self.clients[rank]
         client.status = status
+        self._relay.set_absent(peer, status is Status.AWAY)
         client.changed_at = time.monotonic()
         client.absence_is_told = False
         if self.inbox is not None:
@@ -310,6 +339,7 @@ class Session:
     def _lost(self, client: Client, reason: Reason) -> None:
         """The client is gone for good: the round hears of it, or people do."""
         self._ranks.pop(client.peer, None)
+        self._relay.forget(client.peer)
         if client.status is Status.GONE:
             return
         client.status, client.free, client.gone_because = Status.GONE, None, reason

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from lightsecagg.managers.processors import choose_device, share_out
 from lightsecagg.settings import Settings
 from lightsecagg.training.base import Dataset, LocalData, Trainer, TrainSettings
 from lightsecagg.training.data import load_dataset
 from lightsecagg.training.partition import partition
-from lightsecagg.training.registry import make_trainer, set_threads
+from lightsecagg.training.registry import make_trainer
 from lightsecagg.training.state import Layout, layout_of
 
 
@@ -27,6 +27,8 @@ class Workload:
     trainer: Trainer
     layout: Layout
     silos: Sequence[npt.NDArray[np.int64]]
+    notices: Sequence[str] = ()
+    """What people should be told once about the choice of device."""
 
     @classmethod
     def load(cls, settings: Settings) -> Workload:
@@ -37,15 +39,22 @@ class Workload:
         """
         seed = settings.common_args.random_seed
         dataset = load_dataset(settings.data_args.dataset, settings.data_args.data_cache_dir, seed)
+        device, notice = choose_device(settings)
         trainer = make_trainer(
-            settings.model_args.trainer, settings.model_args.model, dataset, seed, args=_flat(settings)
+            settings.model_args.trainer,
+            settings.model_args.model,
+            dataset,
+            seed,
+            device=device,
+            args=_flat(settings),
         )
-        set_threads(settings.device_args.threads or _fair_threads(settings))
+        share_out(settings, device)
         data = settings.data_args
         silos = partition(
             dataset.train_y, settings.num_silos, data.partition_method, data.partition_alpha, seed
         )
-        return cls(settings, dataset, trainer, layout_of(trainer.get_state()), silos)
+        notices = () if notice is None else (notice,)
+        return cls(settings, dataset, trainer, layout_of(trainer.get_state()), silos, notices)
 
     def silo_of(self, rank: int, round_number: int) -> int:
         """Which silo client ``rank`` trains on: its own, or, with more silos than clients, a draw a round."""
@@ -68,18 +77,6 @@ def train_settings(settings: Settings, rank: int, round_number: int) -> TrainSet
     return TrainSettings(
         given.epochs, given.batch_size, given.learning_rate, given.weight_decay, given.client_optimizer, seed
     )
-
-
-def _fair_threads(settings: Settings) -> int:
-    """Cores over the clients on this host; a server on loopback means that all of them are here."""
-    # Only Linux tells which cores this process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = settings.comm_args.backend == "LOCAL" or settings.comm_args.grpc.host in (
-        "127.0.0.1",
-        "localhost",
-        "::1",
-    )
-    return max(1, cores // settings.device_args.worker_num) if local else cores
 
 
 def _flat(settings: Settings) -> dict[str, object]:

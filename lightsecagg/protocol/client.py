@@ -162,6 +162,7 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
             part_elements(field),
             partial(pack, field),
             lambda grant, index, data: m.MaskedUpdate(number, grant, index, data),
+            self._spans,
         )
         return iter([Send(SERVER, encode(m.UpdateReady(number)))])
 
@@ -273,7 +274,8 @@ class ClientRound(ClientMachine[m.RoundStart, _Running]):
             running.upload.halt()  # what is not in the sum by now need not be sent
         self._stage = move(CLIENT_MOVES, self._stage, ClientStage.ENDORSED)
         running.signed = survivors
-        signature = self._identity.sign(ENDORSEMENT, running.digest, message.survivors)
+        with self._spans("endorse"):
+            signature = self._identity.sign(ENDORSEMENT, running.digest, message.survivors)
         return [Send(SERVER, encode(m.Endorse(running.round, signature)))]
 
     def _answer(self, running: _Running, certificate: m.Certificate) -> list[Action]:

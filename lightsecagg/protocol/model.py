@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lightsecagg.errors import Reason, RemoteProtocolError
 from lightsecagg.protocol.actions import Send, Stream
@@ -11,15 +11,21 @@ from lightsecagg.protocol.messages import ModelPart
 from lightsecagg.protocol.wire import PART_BYTES, encode, part_count, part_length
 
 
-def model_stream(round_number: int, to: int, model: bytes) -> Stream:
-    """The model's parts for one client."""
+def model_streams(round_number: int, receivers: Iterable[int], model: bytes) -> list[Stream]:
+    """The model's parts for each receiver; all share the messages, however many wait to be delivered."""
+    encoded: dict[int, bytes] = {}
 
-    def sends() -> Iterator[Send]:
-        for index in range(part_count(len(model), PART_BYTES)):
+    def message(index: int) -> bytes:
+        if index not in encoded:
             part = memoryview(model)[index * PART_BYTES : (index + 1) * PART_BYTES]
-            yield Send(to, encode(ModelPart(round_number, index, part)))
+            encoded[index] = encode(ModelPart(round_number, index, part))
+        return encoded[index]
 
-    return Stream(to, sends())
+    def sends(to: int) -> Iterator[Send]:
+        for index in range(part_count(len(model), PART_BYTES)):
+            yield Send(to, message(index))
+
+    return [Stream(to, sends(to)) for to in receivers]
 
 
 class ModelAssembly:

@@ -32,7 +32,7 @@ from lightsecagg.protocol.actions import (
 )
 from lightsecagg.protocol.client_machine import ClientMachine, Running
 from lightsecagg.protocol.collecting import RoundResult
-from lightsecagg.protocol.model import ModelAssembly, model_stream
+from lightsecagg.protocol.model import ModelAssembly, model_streams
 from lightsecagg.protocol.server_machine import Presence, ServerMachine
 from lightsecagg.protocol.transitions import (
     CLIENT_MOVES,
@@ -44,6 +44,7 @@ from lightsecagg.protocol.transitions import (
 )
 from lightsecagg.protocol.uploads import OutgoingUpload, UploadDesk
 from lightsecagg.protocol.wire import PART_BYTES, encode
+from lightsecagg.spans import Spans, no_spans
 
 Floats = npt.NDArray[np.float32]
 
@@ -79,6 +80,7 @@ class PlainServerRound(ServerMachine):
         max_weight: the weight that counts as 1.
         model: the global model, opaque.
         upload_slots: updates that may be on their way at a time.
+        spans: is told what takes how long.
     """
 
     _rows = FROM_PLAIN_CLIENT
@@ -94,9 +96,12 @@ class PlainServerRound(ServerMachine):
         model: bytes,
         *,
         upload_slots: int = 4,
+        spans: Spans = no_spans,
     ) -> None:
         total = np.zeros(dimension + 1, dtype=np.float64)
-        desk = UploadDesk(round_number, dimension + 1, _PART, _read_floats, _add_floats, total, upload_slots)
+        desk = UploadDesk(
+            round_number, dimension + 1, _PART, _read_floats, _add_floats, total, upload_slots, spans
+        )
         super().__init__(round_number, num_clients, target_survivors, desk)
         self._max_weight = max_weight
         self._model = model
@@ -126,7 +131,7 @@ class PlainServerRound(ServerMachine):
         opening = m.PlainStart(self.round_number, len(self._model), hashlib.sha256(self._model).digest())
         actions: list[Action] = [StageReached(self._stage.value)]
         actions += self._send_to(self._presence, encode(opening))
-        actions += [model_stream(self.round_number, number, self._model) for number in self._presence]
+        actions += model_streams(self.round_number, self._presence, self._model)
         return [*actions, *self._desk.admit(self._presence)]
 
     def deadline(self) -> list[Action]:
@@ -197,15 +202,24 @@ class PlainClientRound(ClientMachine[m.PlainStart, Running]):
         dimension: d, coordinates of an update.
         after_round: the highest round number seen so far.
         max_model_bytes: longest model it takes.
+        spans: is told what takes how long.
     """
 
     _rows = FROM_PLAIN_SERVER
     _opening = m.PlainStart
 
-    def __init__(self, dimension: int, *, after_round: int = 0, max_model_bytes: int = 2**32) -> None:
+    def __init__(
+        self,
+        dimension: int,
+        *,
+        after_round: int = 0,
+        max_model_bytes: int = 2**32,
+        spans: Spans = no_spans,
+    ) -> None:
         super().__init__(after_round)
         self._length = dimension + 1
         self._max_model_bytes = max_model_bytes
+        self._spans = spans
 
     @property
     def can_upload(self) -> bool:
@@ -230,6 +244,7 @@ class PlainClientRound(ClientMachine[m.PlainStart, Running]):
             _PART,
             lambda piece: piece.astype("<f4", copy=False).view(np.uint8).data,
             lambda grant, index, data: m.PlainUpdate(number, grant, index, data),
+            self._spans,
         )
         return iter([Send(SERVER, encode(m.UpdateReady(number)))])
 

@@ -34,13 +34,14 @@ from lightsecagg.protocol.actions import (
 )
 from lightsecagg.protocol.collecting import Answers, RoundResult, ShareTally, unmask
 from lightsecagg.protocol.cover import settle
-from lightsecagg.protocol.model import model_stream
+from lightsecagg.protocol.model import model_streams
 from lightsecagg.protocol.server_machine import Presence, ServerMachine
 from lightsecagg.protocol.terms import Run, cohort_digest, cohort_flaw, quantizer_of, vector_length
 from lightsecagg.protocol.transitions import FROM_CLIENT, ServerStage
 from lightsecagg.protocol.uploads import UploadDesk
 from lightsecagg.protocol.wire import encode, part_elements
 from lightsecagg.quantize import SumOutOfRangeError
+from lightsecagg.spans import Spans, no_spans
 
 
 class ServerRound(ServerMachine):
@@ -56,6 +57,7 @@ class ServerRound(ServerMachine):
         cohort: the clients' entries, ranks ascending; client numbers are the places from 1.
         model: the global model, opaque.
         upload_slots: masked updates that may be on their way at a time.
+        spans: is told what takes how long.
 
     Raises:
         ParameterError: the numbers, the field and the cohort do not fit together.
@@ -74,6 +76,7 @@ class ServerRound(ServerMachine):
         model: bytes = b"",
         *,
         upload_slots: int = 4,
+        spans: Spans = no_spans,
     ) -> None:
         if len(cohort) != parameters.num_clients:
             raise ParameterError(
@@ -93,9 +96,11 @@ class ServerRound(ServerMachine):
             partial(add_packed, field),
             np.zeros(length, dtype=np.uint32),
             upload_slots,
+            spans,
         )
         super().__init__(round_number, parameters.num_clients, parameters.target_survivors, desk)
         self.parameters = parameters
+        self._spans = spans
         self._codec = MaskCodec(field, parameters)
         self._model = model
         self._start = m.RoundStart(
@@ -178,7 +183,7 @@ class ServerRound(ServerMachine):
         opening = encode(self._start)
         actions: list[Action] = [StageReached(self._stage.value)]
         actions += [Send(number, opening) for number in self._presence]
-        actions += [model_stream(self.round_number, number, self._model) for number in self._presence]
+        actions += model_streams(self.round_number, self._presence, self._model)
         return actions
 
     def deadline(self) -> list[Action]:
@@ -225,9 +230,10 @@ class ServerRound(ServerMachine):
         if not self.can_decode:
             raise LocalProtocolError("finish() wants can_decode: U whole answers")
         try:
-            self._result = unmask(
-                self._codec, self._quantizer, self._desk.total, self._answers.decode(), self._survivors
-            )
+            with self._spans("decode"):
+                self._result = unmask(
+                    self._codec, self._quantizer, self._desk.total, self._answers.decode(), self._survivors
+                )
         except SumOutOfRangeError as error:
             self._abort_reason = AbortReason.SUM_OUT_OF_RANGE
             self._move(ServerStage.ABORTED)

@@ -16,6 +16,7 @@ from lightsecagg.protocol.actions import SERVER, Action, Send, UploadCompleted
 from lightsecagg.protocol.messages import Message, UploadGrant
 from lightsecagg.protocol.transitions import UPDATE_MOVES, UpdateState, move
 from lightsecagg.protocol.wire import encode, part_count, part_length
+from lightsecagg.spans import Spans, no_spans
 
 Vector = npt.NDArray[Any]
 
@@ -33,6 +34,7 @@ class OutgoingUpload(Generic[_Own]):
         part: coordinates in a part.
         pack: a slice of the vector to bytes.
         message: (grant, index, data) to the message of a part.
+        spans: is told what takes how long.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class OutgoingUpload(Generic[_Own]):
         part: int,
         pack: Callable[[Vector], memoryview],
         message: Callable[[int, int, memoryview], Message],
+        spans: Spans = no_spans,
     ) -> None:
         self._own = [own]
         self._conceal: Callable[[_Own], Vector] | None = conceal
@@ -51,6 +54,7 @@ class OutgoingUpload(Generic[_Own]):
         self._part = part
         self._pack = pack
         self._message = message
+        self._spans = spans
         self._grant: int | None = None
         self.is_whole = False
         """Whether every part of some grant has been pulled."""
@@ -73,13 +77,14 @@ class OutgoingUpload(Generic[_Own]):
 
     def _parts(self, grant: int) -> Iterator[Send]:
         count = part_count(self._length, self._part)
-        for index in range(count):
-            vector = self._masked() if self._grant == grant else None
-            if vector is None:
-                return
-            data = self._pack(vector[index * self._part : (index + 1) * self._part])
-            self.is_whole |= index == count - 1
-            yield Send(SERVER, encode(self._message(grant, index, data)))
+        with self._spans("upload"):
+            for index in range(count):
+                vector = self._masked() if self._grant == grant else None
+                if vector is None:
+                    return
+                data = self._pack(vector[index * self._part : (index + 1) * self._part])
+                self.is_whole |= index == count - 1
+                yield Send(SERVER, encode(self._message(grant, index, data)))
 
     def _masked(self) -> Vector | None:
         """What leaves, or None where ``close`` came first."""
@@ -90,7 +95,7 @@ class OutgoingUpload(Generic[_Own]):
         return concealed
 
     def _claim(self) -> _Own | None:
-        """What is to be uploaded, once: to the first part that is pulled or to ``close``, whatever their threads.
+        """What is to be uploaded, once: to the first part that is pulled or ``close``, in any threads.
 
         Taking from a list is atomic, so what leaves is never given back for another mask as well.
         """
@@ -121,6 +126,7 @@ class UploadDesk:
         add: adds such a part to a slice of ``total``.
         total: zeros of ``length``.
         slots: grants that are out at a time, and so partial updates in memory.
+        spans: is told what takes how long.
     """
 
     def __init__(
@@ -132,6 +138,7 @@ class UploadDesk:
         add: Callable[[Vector, Vector], None],
         total: Vector,
         slots: int,
+        spans: Spans = no_spans,
     ) -> None:
         self._round = round_number
         self._length = length
@@ -139,6 +146,7 @@ class UploadDesk:
         self._read = read
         self._add = add
         self._slots = slots
+        self._spans = spans
         self._uploads: dict[int, _Upload] = {}
         self._queue: deque[int] = deque()
         self._admitted: frozenset[int] = frozenset()
@@ -236,7 +244,8 @@ class UploadDesk:
         upload.partial.append(self._read(data, part_length(self._length, self._part, index)))
         if len(upload.partial) < part_count(self._length, self._part):
             return []
-        spread(partial(self._add_parts, upload.partial), len(upload.partial), 1)
+        with self._spans("sum"):
+            spread(partial(self._add_parts, upload.partial), len(upload.partial), 1)
         upload.partial = []
         upload.state = move(UPDATE_MOVES, upload.state, UpdateState.IN)
         return [UploadCompleted(number), *self._grant()]

@@ -27,8 +27,6 @@ def _run(settings: Settings) -> list[str]:
         lines.append(f"environment_args.bootstrap: not run: {settings.environment_args.bootstrap!r}")
     if settings.train_args.client_id_list is not None:
         lines.append("train_args.client_id_list: not served; the clients are the ranks 1 to worker_num")
-    if settings.device_args.using_gpu:
-        lines.append("device_args.using_gpu: not in this version; training runs on the CPU")
     return lines
 
 

@@ -142,7 +142,8 @@ class DeviceArgs(Section):
     using_gpu: bool = False
     gpu_mapping_file: FilePath | None = None
     gpu_mapping_key: Name | None = None
-    threads: Count | None = None  # torch threads; None: cores / clients on this host
+    codec_threads: Count = 1  # cores for masks and shares; torch gets the rest
+    threads: Count | None = None  # torch threads; None: cores / clients on this host, less codec_threads
 
 
 class GrpcArgs(Section):
@@ -190,9 +191,10 @@ class CommArgs(Section):
 
 
 class TrackingArgs(Section):
-    """``tracking_args``: where logs go, and Weights & Biases."""
+    """``tracking_args``: where logs go, traces, and Weights & Biases."""
 
     log_file_dir: FilePath | None = None  # None: runs/RUN_ID
+    trace: bool = False  # every step with its time, beside the logs; `lightsecagg trace` merges them
     enable_wandb: bool = False
     wandb_key: SecretStr | None = None  # or the environment's WANDB_API_KEY
     wandb_project: Name | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +102,13 @@ def set_threads(count: int) -> None:
     """How many CPU threads torch uses; nothing in a process that has not loaded it."""
     if "torch" in sys.modules:
         import_extra("lightsecagg.training.torch", "set_threads").set_threads(count)
+
+
+def has_gpu() -> bool:
+    """Whether torch is installed and finds a GPU."""
+    return find_spec("torch") is not None and bool(
+        import_extra("lightsecagg.training.torch", "has_gpu").has_gpu()
+    )
 
 
 def save_model(path: Path, state: State) -> None:

@@ -30,6 +30,11 @@ from lightsecagg.training.state import require_same_entries, write_atomically
 EVALUATION_BATCH = 1024  # samples; bounds memory, does not change the result
 
 
+def has_gpu() -> bool:
+    """Whether there is a GPU that torch can use."""
+    return torch.cuda.is_available()
+
+
 def set_threads(count: int) -> None:
     """How many CPU threads torch uses in this process; call it before the thread that trains starts."""
     torch.set_num_threads(count)

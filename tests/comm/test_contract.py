@@ -173,6 +173,49 @@ async def test_hub_that_is_not_read_holds_the_client_up(network: Network) -> Non
     await network.soon(sending)
 
 
+async def test_a_peer_whose_credit_is_held_waits_until_it_is_given(network: Network) -> None:
+    sizes = {"relay_buffer": 2 * MAX_FRAME, "window_bytes": 2 * MAX_FRAME}
+    hub, client, peer = await network.pair(**sizes)
+    data = bytes(MIB)
+
+    async def send_all() -> None:
+        for _ in range(8):
+            await client.transport.send(data)
+
+    async def take_holding() -> None:
+        while not isinstance(await hub.receive(holds_credit=True), Payload):
+            pass
+
+    sending = asyncio.create_task(send_all())
+    assert await payloads(network, hub, 1) == [data]
+    for _ in range(2):  # the window
+        await network.soon(take_holding())
+    third = asyncio.create_task(take_holding())
+    done, _ = await asyncio.wait({third}, timeout=0.3)
+    assert not done
+    hub.give_credit(peer + 1, len(data))  # nobody
+    for _ in range(3):
+        hub.give_credit(peer, len(data))
+    await network.soon(third)
+    assert await payloads(network, hub, 4) == [data] * 4
+    await network.soon(sending)
+
+
+async def test_the_arrival_of_a_payload_is_told_once_it_was_acknowledged(network: Network) -> None:
+    hub, client, peer = await network.pair()
+    arrived: list[int] = []
+    for number in range(5):
+        await hub.send(peer, b"%d" % number, lambda number=number: arrived.append(number))
+        await hub.send(peer, b"and another")
+    for _ in range(10):
+        await client.payload()
+    while len(arrived) < 5:
+        await client.transport.send(b"echo")  # what carries the acknowledgement at the latest
+        await network.expect(hub, Payload)
+    assert arrived == [0, 1, 2, 3, 4]
+    assert hub.queued_bytes(peer) == 0
+
+
 async def test_idle_link_stays_up_without_credit(fair_network: Network) -> None:
     hub, client, peer = await fair_network.pair(heartbeat_interval=0.02, heartbeat_timeout=0.5)
     for _ in range(3):

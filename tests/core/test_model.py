@@ -8,7 +8,7 @@ import pytest
 
 from lightsecagg.errors import Reason, RemoteProtocolError
 from lightsecagg.protocol.messages import ModelPart
-from lightsecagg.protocol.model import ModelAssembly, model_stream
+from lightsecagg.protocol.model import ModelAssembly, model_streams
 from lightsecagg.protocol.wire import MAX_MESSAGE, PART_BYTES, from_server
 
 SIZES = [0, 1, 1000, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES, 2 * PART_BYTES + 17]
@@ -35,11 +35,15 @@ def refusal(assembly: ModelAssembly, index: int, data: bytes | memoryview) -> Re
 @pytest.mark.parametrize("size", SIZES)
 def test_a_model_goes_out_in_parts_and_comes_together(size: int) -> None:
     model = model_of(size)
-    stream = model_stream(5, 3, model)
-    assert stream.to == 3
+    other, stream = model_streams(5, (2, 3), model)
+    assert (other.to, stream.to) == (2, 3)
+    sends = list(stream.sends)
+    for twin, send in zip(other.sends, sends, strict=True):
+        assert twin.to == 2
+        assert twin.message is send.message  # one copy, however many clients are slow
     assembly = assembly_of(model)
     done = assembly.complete() if size == 0 else False
-    for index, send in enumerate(stream.sends):
+    for index, send in enumerate(sends):
         assert not done
         assert send.to == 3
         assert len(send.message) <= MAX_MESSAGE

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -101,6 +104,25 @@ def test_each_direction_has_a_key_of_its_own_so_nothing_reflects() -> None:
     sealed = seal(here.outgoing, 0, True, b"share", KIND, TOTAL)
     assert unseal(here.incoming, 0, True, sealed, KIND, TOTAL) is None
     assert unseal(there.outgoing, 0, True, sealed, KIND, TOTAL) is None
+
+
+def test_the_keys_are_hkdf_of_the_shared_secret_as_the_design_says() -> None:
+    secret = X25519PrivateKey.from_private_bytes(oracle.seed_named("alice")).exchange(
+        X25519PublicKey.from_public_bytes(BOB.public)
+    )
+    extracted = hmac.digest(DIGEST, secret, "sha256")  # RFC 5869, by hand
+    for sender, receiver, key in ((1, 2, pair().outgoing), (2, 1, pair().incoming)):
+        info = labels.SHARE_KEY + msgspec.msgpack.encode(["", 4, sender, receiver])
+        wanted = AESGCM(hmac.digest(extracted, info + b"\x01", "sha256"))
+        assert wanted.decrypt(bytes(12), key.encrypt(bytes(12), b"share", None), None) == b"share"
+
+
+def test_what_is_kept_for_each_of_a_thousand_clients_is_two_bare_keys() -> None:
+    keys = pair()
+    assert not hasattr(keys, "__dict__")
+    kept = [getattr(keys, name) for name in PairKeys.__slots__]
+    assert [len(key) for key in kept] == [32, 32]
+    assert sys.getsizeof(keys) + sum(map(sys.getsizeof, kept)) < 256
 
 
 def test_any_changed_bit_and_any_other_length_do_not_open() -> None:

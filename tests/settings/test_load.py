@@ -325,10 +325,6 @@ def test_override_that_is_none_is_refused(override: str, said: str) -> None:
             "train_args.client_id_list: not served; the clients are the ranks 1 to worker_num",
         ),
         (
-            "device_args.using_gpu=true",
-            "device_args.using_gpu: not in this version; training runs on the CPU",
-        ),
-        (
             "comm_args.grpc_ipconfig_path=config/ip.csv",
             "comm_args.grpc_ipconfig_path: config/ip.csv is not there; what comm_args.grpc says, or its "
             "defaults, stand",
