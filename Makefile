@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help install demo test lint bench apt clean
+.PHONY: help install demo test lint bench bench-large apt clean
 
 help:
 	@echo "make demo     install, then a server and 5 clients on digits, one of them killed on the way"
 	@echo "make test     install, then ruff, mypy and the whole test suite"
 	@echo "make bench    install, then the benchmarks; results in benchmarks/results/*.json"
+	@echo "make bench-large  a round of 1,000 clients and 100,000 parameters in one process: minutes, and 2 GB"
 	@echo "make install  only make .venv with the package and everything it can use"
 
 install: $(STAMP)
@@ -41,6 +42,9 @@ bench: apt install
 	$(BIN)/python -m benchmarks.rounds
 	$(BIN)/python -m benchmarks.carriers
 	$(BIN)/python -m benchmarks.crowd
+
+bench-large: install
+	$(BIN)/python -m benchmarks.large
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

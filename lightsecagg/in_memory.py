@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from lightsecagg.errors import ParameterError, RoundAborted
-from lightsecagg.field import Elements, PrimeField
+from lightsecagg.field import PrimeField
 from lightsecagg.identity import Identity
 from lightsecagg.parameters import Parameters
-from lightsecagg.protocol.actions import SERVER, Aborted
+from lightsecagg.protocol.actions import Aborted
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.collecting import RoundResult
-from lightsecagg.protocol.messages import Certificate, MaskedUpdate, SealedSeeds, SharesHeld, SurvivorSet
 from lightsecagg.protocol.server import ServerRound
-from lightsecagg.protocol.terms import Floors, Run, vector_length, vector_terms
-from lightsecagg.protocol.wire import from_client, from_server, part_count, part_elements
+from lightsecagg.protocol.terms import Floors, Run, vector_terms
 from lightsecagg.quantize import FixedPoint
-from lightsecagg.simulation.network import Network
-
-Moment = Literal["sharing", "training", "upload", "endorse", "recovery"]
-"""When a client vanishes: "sharing" (part of its shares out, at least one receiver unserved), "training"
-(after it reported), "upload" (granted, before its last part): not in the average; "endorse" (its update in,
-nothing signed), "recovery" (signed, no answer): in it."""
+from lightsecagg.simulation.losses import MOMENTS, LossyNetwork, Moment
 
 
 def secure_mean(
@@ -73,8 +65,7 @@ def secure_mean(
     clients = {n: ClientRound(Identity.generate(), n, run, terms, floors=floors) for n in numbers}
     server = ServerRound(run, 1, parameters, terms, [client.member for client in clients.values()])
     quantized = {n: quantizer.quantize(field, vectors[n - 1], counts[n - 1]) for n in numbers}
-    last_part = part_count(vector_length(terms), part_elements(field)) - 1
-    network = _LossyNetwork(server, clients, quantized.__getitem__, lost or {}, last_part)
+    network = LossyNetwork(server, clients, quantized.__getitem__, lost or {}, terms)
     network.run()
     if isinstance(network.outcome, Aborted):
         raise RoundAborted(network.outcome.reason)
@@ -96,46 +87,7 @@ def _check(
         if not all(isinstance(weight, Integral) and weight >= 0 for weight in weights):
             raise ParameterError(f"weights must be integers ≥ 0, found {list(weights)}")
     for number, moment in lost.items():
-        if not 1 <= number <= len(vectors) or moment not in get_args(Moment):
+        if not 1 <= number <= len(vectors) or moment not in MOMENTS:
             raise ParameterError(
-                f"lost maps client numbers 1..{len(vectors)} to one of {get_args(Moment)}, "
-                f"found {number}: {moment!r}"
+                f"lost maps client numbers 1..{len(vectors)} to one of {MOMENTS}, found {number}: {moment!r}"
             )
-
-
-class _LossyNetwork(Network):
-    """A network on which each client of ``moments`` vanishes at its moment."""
-
-    def __init__(
-        self,
-        server: ServerRound,
-        clients: Mapping[int, ClientRound],
-        updates: Callable[[int], Elements],
-        moments: Mapping[int, Moment],
-        last_part: int,
-    ) -> None:
-        super().__init__(server, clients, updates)
-        self._moments = moments
-        self._last_part = last_part
-
-    def deliver(self, sender: int, receiver: int, message: bytes | memoryview) -> None:
-        client = sender if receiver == SERVER else receiver
-        moment = self._moments.get(client)
-        if moment is None:
-            super().deliver(sender, receiver, message)
-            return
-        match moment, from_client(message) if receiver == SERVER else from_server(message):
-            case "sharing", SealedSeeds():
-                # Where every receiver is seeded, the seeds are all there is: then none may get through.
-                if self.server.parameters.dropout_tolerance:
-                    super().deliver(sender, receiver, message)
-                self.lose(client)
-            case "training", SharesHeld():
-                super().deliver(sender, receiver, message)
-                self.lose(client)
-            case "upload", MaskedUpdate(index=index) if index == self._last_part:
-                self.lose(client)
-            case ("endorse", SurvivorSet()) | ("recovery", Certificate()):
-                self.lose(client)
-            case _:
-                super().deliver(sender, receiver, message)

@@ -12,6 +12,8 @@ from lightsecagg.cli.mqtt_config import mqtt_config
 from lightsecagg.cli.roster import roster
 from lightsecagg.cli.run import run
 from lightsecagg.cli.server import server
+from lightsecagg.cli.simulate import simulate
+from lightsecagg.cli.trace import trace
 
 
 @click.group()
@@ -20,5 +22,5 @@ def main() -> None:
     """Secure aggregation for federated learning: the server learns the clients' average and nothing else."""
 
 
-for command in (server, client, run, mpi, demo, keygen, roster, mqtt_config):
+for command in (server, client, run, mpi, demo, keygen, roster, mqtt_config, simulate, trace):
     main.add_command(command)

@@ -153,11 +153,8 @@ class UploadDesk:
         self._next_grant = 1
         self.total = total
         """The sum of the vectors that are in."""
-
-    @property
-    def inside(self) -> frozenset[int]:
-        """Whose vectors are in the sum."""
-        return frozenset(n for n, upload in self._uploads.items() if upload.state is UpdateState.IN)
+        self.inside: frozenset[int] = frozenset()
+        """Whose vectors these are."""
 
     @property
     def holders(self) -> dict[int, tuple[int, int]]:
@@ -248,6 +245,7 @@ class UploadDesk:
             spread(partial(self._add_parts, upload.partial), len(upload.partial), 1)
         upload.partial = []
         upload.state = move(UPDATE_MOVES, upload.state, UpdateState.IN)
+        self.inside |= {number}
         return [UploadCompleted(number), *self._grant()]
 
     def _add_parts(self, parts: Sequence[Vector], start: int, stop: int) -> None:

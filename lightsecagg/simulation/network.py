@@ -1,16 +1,16 @@
 """A simulated network between one ``ServerRound`` and its ``ClientRound``s: real bytes, no time, one order.
 
 Every pair of peers is a link that keeps order and loses nothing, as ``comm.link`` promises; what varies is
-which link delivers next and which long output is pulled next. Without a source of randomness the oldest comes
-first; with a seeded one each seed is one schedule, which replays.
+which link delivers next and which long output is pulled next. Here the oldest comes first, so that one
+client's shares are through before the next one computes its own; ``chaos`` chooses by a seed.
 """
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lightsecagg.errors import Reason
 from lightsecagg.field import Elements
@@ -28,6 +28,12 @@ from lightsecagg.protocol.actions import (
 )
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.server import ServerRound
+from lightsecagg.quantize import WeightedUpdate
+
+_T = TypeVar("_T")
+
+Updates = Callable[[int], Elements | WeightedUpdate]
+"""A client's number to what it has trained."""
 
 Spy = Callable[[int, int, bytes | memoryview], None]
 """Called with (sender, receiver, message) for everything that is put on the network."""
@@ -54,7 +60,6 @@ class Network:
     Args:
         server, clients: the machines; clients by number.
         updates: what a client has trained, asked for when its model is whole and its shares are out.
-        rng: chooses what happens next; None for the oldest first.
         spy: sees every message.
     """
 
@@ -62,9 +67,8 @@ class Network:
         self,
         server: ServerRound,
         clients: Mapping[int, ClientRound],
-        updates: Callable[[int], Elements],
+        updates: Updates,
         *,
-        rng: random.Random | None = None,
         spy: Spy | None = None,
     ) -> None:
         self.server = server
@@ -74,7 +78,6 @@ class Network:
         self.offers: list[What] = []
         """What the server would let its caller do, oldest first."""
         self._updates = updates
-        self._rng = rng
         self._spy = spy
         self._links: dict[Link, deque[bytes | memoryview]] = {}
         self._outlets: list[Outlet] = []
@@ -84,24 +87,29 @@ class Network:
 
     def start(self) -> None:
         """Open the round."""
-        self.perform(SERVER, self.server.start())
+        self.perform(SERVER, self.compute(SERVER, self.server.start))
+
+    def compute(self, owner: int, call: Callable[[], _T]) -> _T:  # noqa: ARG002 - for who measures
+        """Let machine ``owner`` do some work; the place to measure it."""
+        return call()
 
     def possible(self) -> list[Possible]:
-        """What may happen next, without the caller."""
+        """What may happen next, without the caller, oldest first."""
+        return list(self._oldest_first())
+
+    def _oldest_first(self) -> Iterator[Possible]:
         away = self._away
-        found: list[Possible] = [link for link in self._links if not (link[0] in away or link[1] in away)]
-        found += [outlet for outlet in self._outlets if outlet.owner not in away]
-        if self._untrained:
-            busy = {outlet.owner for outlet in self._outlets} | away
-            found += [number for number in self._untrained if number not in busy]
-        return found
+        yield from (link for link in self._links if not (link[0] in away or link[1] in away))
+        yield from (outlet for outlet in self._outlets if outlet.owner not in away)
+        busy = {outlet.owner for outlet in self._outlets} | away
+        yield from (number for number in self._untrained if number not in busy)
 
     def step(self) -> bool:
-        """Let one thing happen; False where nothing can without the caller."""
-        found = self.possible()
-        if found:
-            self.do(found[0] if self._rng is None else self._rng.choice(found))
-        return bool(found)
+        """Let the oldest thing happen; False where nothing can without the caller."""
+        oldest = next(self._oldest_first(), None)
+        if oldest is not None:
+            self.do(oldest)
+        return oldest is not None
 
     def do(self, what: Possible) -> None:
         """Let this happen."""
@@ -119,20 +127,20 @@ class Network:
             if self.offers:
                 self.accept(self.offers.pop(0))
             elif not self.step():
-                self.perform(SERVER, self.server.deadline())
+                self.perform(SERVER, self.compute(SERVER, self.server.deadline))
 
     def accept(self, what: What) -> None:
         """The plainest policy: take every offer."""
         match what:
             case What.FREEZE:
                 if self.server.can_freeze:
-                    self.perform(SERVER, self.server.freeze())
+                    self.perform(SERVER, self.compute(SERVER, self.server.freeze))
             case What.CLOSE:
                 if self.server.can_close:
-                    self.perform(SERVER, self.server.deadline())
+                    self.perform(SERVER, self.compute(SERVER, self.server.deadline))
             case What.DECODE:
-                self.server.finish()
-                self.perform(SERVER, self.server.end())
+                self.compute(SERVER, self.server.finish)
+                self.perform(SERVER, self.compute(SERVER, self.server.end))
             case _:
                 raise AssertionError(what)
 
@@ -144,7 +152,7 @@ class Network:
         self._untrained = [other for other in self._untrained if other != number]
         for link in [link for link in self._links if number in link]:
             del self._links[link]
-        self.perform(SERVER, self.server.lose(number, reason))
+        self.perform(SERVER, self.compute(SERVER, lambda: self.server.lose(number, reason)))
 
     def away(self, number: int) -> None:
         """The client's link breaks; what is on it waits."""
@@ -198,12 +206,13 @@ class Network:
     def deliver(self, sender: int, receiver: int, message: bytes | memoryview) -> None:
         """Hand a message over and carry out what follows; the place to meddle with it."""
         if receiver == SERVER:
-            self.perform(SERVER, self.server.receive(sender, message))
+            self.perform(SERVER, self.compute(SERVER, lambda: self.server.receive(sender, message)))
         else:
-            self.perform(receiver, self.clients[receiver].receive(message))
+            client = self.clients[receiver]
+            self.perform(receiver, self.compute(receiver, lambda: client.receive(message)))
 
     def _pull(self, outlet: Outlet) -> None:
-        send = next(outlet.sends, None)
+        send = self.compute(outlet.owner, lambda: next(outlet.sends, None))
         if send is None:
             # It may be gone already: pulling can be what ended the round for its owner.
             self._outlets = [other for other in self._outlets if other is not outlet]
@@ -214,7 +223,8 @@ class Network:
         self._untrained.remove(number)
         client = self.clients[number]
         if client.can_upload:
-            self._outlets.append(Outlet(number, client.upload(self._updates(number))))
+            update = self._updates(number)
+            self._outlets.append(Outlet(number, self.compute(number, lambda: client.upload(update))))
 
     def _forget(self, number: int) -> None:
         self._untrained = [other for other in self._untrained if other != number]
