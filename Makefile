@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help install demo test lint bench bench-large apt clean
+.PHONY: help install demo test lint bench bench-paper bench-large apt clean
 
 help:
 	@echo "make demo     install, then a server and 5 clients on digits, one of them killed on the way"
 	@echo "make test     install, then ruff, mypy and the whole test suite"
 	@echo "make bench    install, then the benchmarks; results in benchmarks/results/*.json"
+	@echo "make bench-paper  LightSecAgg beside SecAgg and SecAgg+ in the paper's setting; docs/paper.md"
 	@echo "make bench-large  a round of 1,000 clients and 100,000 parameters in one process: minutes, and 2 GB"
 	@echo "make install  only make .venv with the package and everything it can use"
 
@@ -20,6 +21,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV) || { echo "make install: python3 lacks venv: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	$(BIN)/python -c 'import lightsecagg.kernels.compiled'  # numba keeps what it compiles: no first round waits
 	@touch $@
 
 demo: install
@@ -42,6 +44,12 @@ bench: apt install
 	$(BIN)/python -m benchmarks.rounds
 	$(BIN)/python -m benchmarks.carriers
 	$(BIN)/python -m benchmarks.crowd
+	$(BIN)/python -m benchmarks.codec
+	$(BIN)/python -m benchmarks.overlap
+	$(BIN)/python -m benchmarks.memory
+
+bench-paper: install
+	$(BIN)/python -m benchmarks.paper
 
 bench-large: install
 	$(BIN)/python -m benchmarks.large
