@@ -28,7 +28,7 @@ class Outbox:
         self._deliver = deliver
         self._executor = executor
         self._messages: deque[tuple[bytes | memoryview, OnArrival | None]] = deque()
-        self._streams: deque[tuple[Iterator[Send], Callable[[], None]]] = deque()
+        self._streams: deque[tuple[Iterator[Send], Callable[[], None], OnArrival | None]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -38,9 +38,19 @@ class Outbox:
         self._messages.append((message, on_arrival))
         self._stir()
 
-    def stream(self, sends: Iterator[Send], done: Callable[[], None] = lambda: None) -> None:
-        """Send a long output while there is nothing short to send; then call ``done``."""
-        self._streams.append((sends, done))
+    def stream(
+        self,
+        sends: Iterator[Send],
+        done: Callable[[], None] = lambda: None,
+        on_arrival: OnArrival | None = None,
+    ) -> None:
+        """Send a long output while there is nothing short to send.
+
+        Args:
+            done: called when all of it was handed to the carrier.
+            on_arrival: called whenever a message of it has arrived.
+        """
+        self._streams.append((sends, done, on_arrival))
         self._stir()
 
     def drop_streams(self) -> None:
@@ -65,13 +75,13 @@ class Outbox:
 
     async def _pull(self) -> None:
         entry = self._streams[0]
-        sends, done = entry
+        sends, done, on_arrival = entry
         if self._executor is None:
             send = next(sends, None)
         else:
             send = await asyncio.get_running_loop().run_in_executor(self._executor, next, sends, None)
         if send is not None:
-            await self._deliver(send.message, None)
+            await self._deliver(send.message, on_arrival)
         elif self._streams and self._streams[0] is entry:
             self._streams.popleft()
             done()

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import TypeVar
 
 from lightsecagg.errors import AbortReason, Reason, RoundAborted
 from lightsecagg.managers.inbox import GRACE, Client, FromClient, Inbox, RoundEvent, Status, StatusChanged
 from lightsecagg.managers.session import Session
+from lightsecagg.managers.turns import Done, Turns
 from lightsecagg.protocol.actions import (
     Aborted,
     Action,
@@ -47,6 +49,13 @@ _HOSTILE = frozenset(
     }
 )
 """Reasons that no honest client gives cause for: its sender is turned away."""
+
+
+_TRANSFERS = 8
+"""Clients to which the model is on its way at a time; frames of it are made and kept for each of them."""
+
+_TURN = 1.0
+"""Seconds after which the next client's transfer begins beside one that is not at its end."""
 
 
 class RoundRunner:
@@ -91,6 +100,7 @@ class RoundRunner:
         }
         self._stage_ends = float("inf")
         self._close_at = float("inf")
+        self._turns = Turns(_TRANSFERS, _TURN)
         self._slots: dict[int, tuple[int, int, float]] = {}
         self._uploaded = 0
         self._lost: dict[Client, Reason] = {}
@@ -122,6 +132,7 @@ class RoundRunner:
             raise
         finally:
             self._session.inbox = None
+            self._turns.close()
             self._session.done_with(self._inbox.close())
             for client in self._cohort:
                 client.outbox.drop_streams()
@@ -217,7 +228,7 @@ class RoundRunner:
                 case Send(to, message):
                     self._cohort[to - 1].outbox.put(message)
                 case Stream(to, sends):
-                    self._cohort[to - 1].outbox.stream(sends)
+                    self._turns.take(partial(_transfer, self._cohort[to - 1], sends))
                 case StageReached(stage):
                     self._reached(ServerStage(stage))
                 case ClientDropped(number, reason, left):
@@ -304,3 +315,28 @@ class RoundRunner:
         # What a client says of its own leaving is about the server's messages, unless it is about itself.
         if reason in (_OWN_TERMS if left else _HOSTILE):
             self._session.expel(client, reason)
+
+
+def _transfer(client: Client, sends: Iterator[Send], done: Done) -> None:
+    """Send a long output to a client; it is done when the last message of it has arrived."""
+    messages = arrived = 0
+    is_whole = False
+
+    def count() -> Iterator[Send]:
+        nonlocal messages, is_whole
+        for send in sends:
+            messages += 1
+            yield send
+        is_whole = True
+        end_if_there()
+
+    def note() -> None:
+        nonlocal arrived
+        arrived += 1
+        end_if_there()
+
+    def end_if_there() -> None:
+        if is_whole and arrived == messages:
+            done()
+
+    client.outbox.stream(count(), on_arrival=note)
