@@ -37,15 +37,12 @@ def check_packed(field: PrimeField, data: Buffer, count: int) -> Bytes:
         RemoteProtocolError: ``data`` is not ``count`` elements long (``bad_length``), or holds a value that
             is not below the order (``bad_element``).
     """
-    width = field.element_bytes
-    if len(data) != count * width:
-        raise RemoteProtocolError(
-            Reason.BAD_LENGTH, f"wanted {count} elements of {width} bytes, found {len(data)} bytes"
-        )
-    packed = np.frombuffer(data, dtype=np.uint8)
-    largest = loops(count).largest3(packed) if width == 3 else int(_words(field, packed).max(initial=0))
-    if largest >= field.order:
-        raise RemoteProtocolError(Reason.BAD_ELEMENT, f"an element is not below the order {field.order}")
+    packed = _of_length(field, data, count)
+    if field.element_bytes == 3:
+        largest = loops(count).largest3(packed)
+    else:
+        largest = int(_words(field, packed).max(initial=0))
+    _check_range(field, largest)
     return packed
 
 
@@ -61,16 +58,18 @@ def unpack(field: PrimeField, data: Buffer, count: int) -> Elements:
 
 
 def unpack_into(field: PrimeField, data: Buffer, out: Elements) -> None:
-    """``unpack`` into ``out``, which is as long as the elements are many.
+    """``unpack`` into ``out``, which is as long as the elements are many, in one pass.
 
     Raises:
-        RemoteProtocolError: as ``check_packed``.
+        RemoteProtocolError: as ``check_packed``; ``out`` holds what nobody should use then.
     """
-    packed = check_packed(field, data, len(out))
+    packed = _of_length(field, data, len(out))
     if field.element_bytes == 3:
-        loops(len(out)).unpack3(packed, out)
+        largest = loops(len(out)).unpack3(packed, out)
     else:
         out[:] = _words(field, packed)
+        largest = int(out.max(initial=0))
+    _check_range(field, largest)
 
 
 def add_packed(field: PrimeField, total: Elements, packed: Bytes) -> None:
@@ -80,6 +79,20 @@ def add_packed(field: PrimeField, total: Elements, packed: Bytes) -> None:
         run.add3(total, packed, field.order)
     else:
         run.add(total, _words(field, packed).astype(np.uint32), field.order)
+
+
+def _of_length(field: PrimeField, data: Buffer, count: int) -> Bytes:
+    width = field.element_bytes
+    if len(data) != count * width:
+        raise RemoteProtocolError(
+            Reason.BAD_LENGTH, f"wanted {count} elements of {width} bytes, found {len(data)} bytes"
+        )
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _check_range(field: PrimeField, largest: int) -> None:
+    if largest >= field.order:
+        raise RemoteProtocolError(Reason.BAD_ELEMENT, f"an element is not below the order {field.order}")
 
 
 def _words(field: PrimeField, packed: Bytes) -> npt.NDArray[np.unsignedinteger]:

@@ -28,11 +28,13 @@ def interpolation_matrix(field: PrimeField, known: Sequence[int], wanted: Sequen
     np.fill_diagonal(among, 1)
     barycentric = field.invert(_row_products(field, among))
     numerators = field.multiply(whole[:, None], barycentric[None, :])
-    return field.multiply(numerators, field.invert(differences))
+    distinct, places = np.unique(differences, return_inverse=True)  # few: the points are small integers
+    return field.multiply(numerators, field.invert(distinct)[places].reshape(differences.shape))
 
 
 def _row_products(field: PrimeField, matrix: Elements) -> Elements:
-    product = np.ones(matrix.shape[0], dtype=np.uint32)
-    for column in matrix.T:
-        product = field.multiply(product, column)
-    return product
+    while matrix.shape[1] > 1:
+        half = matrix.shape[1] // 2
+        products = field.multiply(matrix[:, :half], matrix[:, half : 2 * half])
+        matrix = np.concatenate([products, matrix[:, 2 * half :]], axis=1)
+    return matrix[:, 0]

@@ -86,11 +86,11 @@ class SeededShares:
         """
         length = self._codec.share_length(dimension)
         rows, inputs = self._matrix.shape
+        memory = [np.empty(count * min(width, length), dtype=np.uint32) for count in (inputs, rows)]
         for start in range(0, max(length, 1), width):
             stop = min(start + width, length)
-            if start == 0 or stop - start < width:
-                seeded = np.empty((inputs, stop - start), dtype=np.uint32)
-                product = np.empty((rows, stop - start), dtype=np.uint32)
+            seeded = memory[0][: inputs * (stop - start)].reshape(inputs, stop - start)
+            product = memory[1][: rows * (stop - start)].reshape(rows, stop - start)
             with spans("expand"):
                 spread(partial(self._expand, start, seeded), inputs, 1)
             with spans("encode"):

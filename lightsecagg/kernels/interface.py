@@ -1,11 +1,12 @@
 """The loops over long vectors of field elements: what each does, and which implementation runs it.
 
-Two modules implement them: ``portable`` in NumPy, ``compiled`` in numba. They are chosen by length, since a
-process that handles short vectors only need not load a compiler.
+Two modules implement them: ``portable`` in NumPy, ``compiled`` in numba. The first long vector loads the
+compiler, so that a process that handles short ones only never does.
 """
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from importlib import import_module
 from typing import Protocol, cast
@@ -17,6 +18,7 @@ Bytes = npt.NDArray[np.uint8]
 Elements = npt.NDArray[np.uint32]
 Reals = npt.NDArray[np.float64]
 
+_COMPILED = "lightsecagg.kernels.compiled"
 _LONG = 2**14  # elements: NumPy takes some 0.05 ms for a pass over so many
 
 
@@ -79,7 +81,7 @@ class Loops(Protocol):
 @cache
 def _compiled() -> Loops | None:
     try:
-        return cast(Loops, import_module("lightsecagg.kernels.compiled"))
+        return cast(Loops, import_module(_COMPILED))
     except ModuleNotFoundError:  # the extra "fast" is not installed
         return None
 
@@ -90,5 +92,6 @@ def _portable() -> Loops:
 
 
 def loops(length: int) -> Loops:
-    """The implementation for vectors of ``length``."""
-    return (_compiled() if length >= _LONG else None) or _portable()
+    """The implementation for vectors of ``length``: NumPy's for short ones while no compiler is loaded."""
+    wants_compiled = length >= _LONG or _COMPILED in sys.modules
+    return (_compiled() if wants_compiled else None) or _portable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 from typing import cast
 
@@ -44,9 +45,12 @@ def packed(values: list[int], offset: int = 0) -> np.ndarray:
     return np.frombuffer(data, np.uint8)[offset:]
 
 
-def test_long_vectors_are_for_the_compiled_loops_and_short_ones_are_not() -> None:
+def test_short_vectors_load_no_compiler_and_take_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loops(_LONG) is cast(Loops, compiled)
+    assert loops(1) is cast(Loops, compiled)
+    monkeypatch.delitem(sys.modules, compiled.__name__)
     assert loops(_LONG - 1) is cast(Loops, portable)
+    assert compiled.__name__ not in sys.modules
 
 
 @given(vectors)
