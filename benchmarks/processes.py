@@ -30,10 +30,40 @@ def cpu_seconds(pid: int) -> float:
 
 def peak_bytes(pid: int) -> int:
     """The largest resident memory of a process so far; OSError where there is none."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return _status(pid, "VmHWM")
+
+
+def own_peak_bytes(pid: int) -> int:
+    """The largest memory of a process so far without the pages of files, libraries above all.
+
+    Those are shared, and the system can drop them. Their count only grows, so that of now serves for that of
+    the peak.
+    """
+    return _status(pid, "VmHWM") - _status(pid, "RssFile")
+
+
+def forget_peak(pid: int) -> None:
+    """Let the peaks begin anew with what is resident now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _status(pid: int, key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     if found is None:
         raise ProcessLookupError(f"process {pid} has ended")
     return int(found[1]) * 1024
+
+
+def available_bytes() -> int:
+    """Memory of this machine that processes can still have."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def put_first_in_line() -> None:
+    """Where memory runs out, this process or one that it starts is ended, and nobody else's."""
+    Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def ranks(mpirun: int) -> dict[int, int]:
@@ -59,9 +89,12 @@ def _descendants(pid: int) -> list[int]:
 class Watch:
     """Looks at processes every half second, until they are gone; used as a context manager."""
 
-    def __init__(self, find: Callable[[], Mapping[int, int]]) -> None:
-        """`find`: the processes by rank."""
-        self.peak_bytes: dict[int, int] = {}  # largest resident memory, by rank
+    def __init__(
+        self, find: Callable[[], Mapping[int, int]], peak: Callable[[int], int] = peak_bytes
+    ) -> None:
+        """`find`: the processes by rank; `peak`: which memory counts."""
+        self.peak_bytes: dict[int, int] = {}  # by rank
+        self._peak = peak
         self._find = find
         self._cpu: dict[int, float] = {}  # by rank
         self._times: list[float] = []
@@ -82,7 +115,7 @@ class Watch:
             for rank, pid in self._find().items():
                 with contextlib.suppress(OSError):
                     self._cpu[rank] = cpu_seconds(pid)
-                    self.peak_bytes[rank] = peak_bytes(pid)
+                    self.peak_bytes[rank] = self._peak(pid)
             self._times.append(time.monotonic())
             self._totals.append(sum(self._cpu.values()))
 

@@ -1,4 +1,4 @@
-"""Runs of the real program with training that takes no time: its configuration, processes and rounds."""
+"""Runs of the real program: its configuration, processes and rounds. Training takes no time by default."""
 
 from __future__ import annotations
 
@@ -29,11 +29,23 @@ MPIRUN = (
 )
 
 
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""Keeps the processes of a run from fighting over the cores, which people's own do not know of."""
+
+Sections = Mapping[str, Mapping[str, Any]]
+
 _ABSENT = "import time; from mpi4py import MPI; time.sleep(600)"  # a rank that never joins
 
 
 class Run:
-    """A server and its clients, in a folder of their own; `comm_args` as in a configuration file."""
+    """A server and its clients, in a folder of their own.
+
+    Args:
+        comm_args: as in a configuration file.
+        settings: other sections, whose values take the place of those here.
+        environment: what the processes find beside the dimension and, outside of MPI, their rank (the
+            server's is 0) under LIGHTSECAGG_BENCH_....
+    """
 
     def __init__(
         self,
@@ -43,6 +55,9 @@ class Run:
         rounds: int,
         comm_args: Mapping[str, Any],
         optimizer: str = "LSA",
+        *,
+        settings: Sections | None = None,
+        environment: Mapping[str, str] = ONE_THREAD,
     ) -> None:
         """One round more than is asked for: the first is not measured."""
         self._clients = clients
@@ -51,42 +66,45 @@ class Run:
         self._log = folder / RUN_ID / "server.jsonl"
         self._folder = folder
         self._config = folder / "config.yaml"
-        self._config.write_text(
-            yaml.safe_dump(
-                {
-                    "data_args": {"dataset": "bench_plugins:empty", "partition_method": "homo"},
-                    "model_args": {"trainer": "bench_plugins:InstantTrainer"},
-                    "train_args": {"comm_round": rounds + 1, "federated_optimizer": optimizer},
-                    "validation_args": {"frequency_of_the_test": rounds + 1},
-                    "device_args": {"worker_num": clients},
-                    "comm_args": dict(comm_args),
-                }
-            )
-        )
+        sections: dict[str, dict[str, Any]] = {
+            "data_args": {"dataset": "bench_plugins:empty", "partition_method": "homo"},
+            "model_args": {"trainer": "bench_plugins:InstantTrainer"},
+            "train_args": {"comm_round": rounds + 1, "federated_optimizer": optimizer},
+            "validation_args": {"frequency_of_the_test": rounds + 1},
+            "device_args": {"worker_num": clients},
+            "comm_args": dict(comm_args),
+        }
+        for name, values in (settings or {}).items():
+            sections.setdefault(name, {}).update(values)
+        self._config.write_text(yaml.safe_dump(sections))
         self._environment = {
             **os.environ,
             "LIGHTSECAGG_BENCH_DIMENSION": str(dimension),
             "PYTHONPATH": str(HERE),
             "HOME": str(folder),
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
+            **environment,
         }
 
     def start(self, *, without_last: bool = False) -> None:
         """Start the server and its clients; `without_last`: all but one, for which they wait."""
+        started = self._clients - without_last
         if self._is_world:
             absent = [":", "-n", "1", sys.executable, "-c", _ABSENT] if without_last else []
-            self._start("mpi", before=[*MPIRUN, "-n", str(self._clients + 1 - without_last)], beside=absent)
+            self._start("mpi", before=[*MPIRUN, "-n", str(started + 1)], beside=absent)
             return
         self._start("server")
-        for rank in range(1, self._clients + 1 - without_last):
-            self._start("client", "--rank", str(rank))
+        for _ in range(started):
+            self.start_client()
+
+    def start_client(self) -> None:
+        """Start the next client."""
+        self._start("client", "--rank", str(len(self._processes)))
 
     def _start(self, *words: str, before: Sequence[str] = (), beside: Sequence[str] = ()) -> None:
         program = [sys.executable, "-m", "lightsecagg", *words, "--cf", str(self._config), "--run_id", RUN_ID]
         process = subprocess.Popen(
             [*before, *program, "--runs", str(self._folder), *beside],
-            env=self._environment,
+            env={**self._environment, "LIGHTSECAGG_BENCH_RANK": str(len(self._processes))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
@@ -134,6 +152,7 @@ def _rounds(log: Path) -> list[dict[str, Any]]:
                     "started": started,
                     "ended": entry.monotonic,
                     "seconds": entry.monotonic - started,
+                    "survivors": len(entry.event.survivors),
                     "phases": dict(entry.event.seconds),
                     "bytes": dict(entry.event.bytes_by_phase),
                 }

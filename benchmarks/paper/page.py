@@ -52,8 +52,8 @@ def notes(comparison: Comparison) -> list[str]:
         _COMPUTATION,
         f"The network is a model: {users} Mb/s a user, {servers} Gb/s at the server. {_MODEL}",
         _DROPOUTS,
-        f"Training is assumed: {training_seconds(1_206_590):g} s for the CNN (the paper's, from memory) and in "
-        "proportion to the parameters for the others. Overlapped, the offline phase hides behind it (the "
+        f"Training is assumed: {training_seconds(1_206_590):g} s for the CNN (the paper's, from memory) and "
+        "in proportion to the parameters for the others. Overlapped, the offline phase hides behind it (the "
         "expansion of SecAgg's masks too); aggregation-only leaves it out.",
         f"LightSecAgg works in a field of {field.element_bits} bits, {field.element_bytes} bytes an "
         f"element; the others modulo 2^32, which is faster. {_ALIKE}",

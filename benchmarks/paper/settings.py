@@ -33,7 +33,7 @@ _CNN_TRAINING_SECONDS = 22.8
 
 
 def training_seconds(dimension: int) -> float:
-    """Training of one round: the paper's 22.8 s for the CNN, quoted from memory; in proportion for others, an assumption.
+    """Training of one round: the paper's 22.8 s for the CNN, from memory; in proportion for others.
 
     The paper's clients were far slower than today's machines, so these are long; what is called
     aggregation-only does not depend on them.
