@@ -24,6 +24,7 @@ def pack(field: PrimeField, elements: Elements) -> memoryview:
 
 def pack_into(field: PrimeField, elements: Elements, out: Bytes) -> None:
     """``pack`` into ``out``, which is as long as that."""
+    assert len(out) == len(elements) * field.element_bytes, "the packed elements must fit exactly"
     if field.element_bytes == 3:
         loops(len(elements)).pack3(np.ascontiguousarray(elements), out)
     else:
@@ -74,6 +75,7 @@ def unpack_into(field: PrimeField, data: Buffer, out: Elements) -> None:
 
 def add_packed(field: PrimeField, total: Elements, packed: Bytes) -> None:
     """total += the elements that ``check_packed`` let through, in place."""
+    assert len(packed) == len(total) * field.element_bytes, "as many elements as the total has"
     run = loops(len(total))
     if field.element_bytes == 3:
         run.add3(total, packed, field.order)

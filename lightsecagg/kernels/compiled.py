@@ -29,7 +29,16 @@ _real = types.float64
 
 
 def _compile(*signatures: Any) -> Callable[[_Loop], _Loop]:
-    return cast(Callable[[_Loop], _Loop], njit(list(signatures), nogil=True, cache=True, error_model="numpy"))
+    def compile_loop(loop: _Loop) -> _Loop:
+        try:
+            return compile_once(loop, cache=True)
+        except RuntimeError:  # neither the package's folder nor the user's can be written
+            return compile_once(loop, cache=False)
+
+    def compile_once(loop: _Loop, *, cache: bool) -> _Loop:
+        return cast(_Loop, njit(list(signatures), nogil=True, cache=cache, error_model="numpy")(loop))
+
+    return compile_loop
 
 
 _inline = cast(Callable[[_Loop], _Loop], njit(inline="always"))

@@ -6,6 +6,7 @@ compiler, so that a process that handles short ones only never does.
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import cache
 from importlib import import_module
@@ -13,6 +14,8 @@ from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
+
+log = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 Elements = npt.NDArray[np.uint32]
@@ -82,7 +85,9 @@ class Loops(Protocol):
 def _compiled() -> Loops | None:
     try:
         return cast(Loops, import_module(_COMPILED))
-    except ModuleNotFoundError:  # the extra "fast" is not installed
+    except ImportError as error:  # the extra "fast" is not installed, or not for this NumPy
+        if not isinstance(error, ModuleNotFoundError):
+            log.warning("numba cannot be used (%s); NumPy's loops run instead", error)
         return None
 
 

@@ -95,6 +95,9 @@ class ModularMatrix:
         assert data.shape[0] == self.shape[1], "the data's rows must be the matrix's columns"
         columns = data.shape[1]
         result = np.empty((self.shape[0], columns), dtype=np.uint32) if out is None else out
+        # Compiled loops check no bounds.
+        assert len(result) == self.shape[0], "the result's rows must be the matrix's"
+        assert at + columns <= result.shape[1], "the result must hold the columns"
         data = np.ascontiguousarray(data)
         spread(lambda start, stop: self._columns(data, start, stop, result, at), columns, _THREAD_COLUMNS)
         return result

@@ -92,7 +92,7 @@ def inspect(update: npt.NDArray[np.floating], clip: float) -> tuple[bool, int]:
     is_finite, beyond = True, 0
     for tile in _tiles(len(update)):
         is_finite = is_finite and bool(np.isfinite(update[tile]).all())
-        beyond += int(np.count_nonzero(np.abs(update[tile]) > clip))
+        beyond += int(np.count_nonzero(np.abs(update[tile]) > np.float64(clip)))
     return is_finite, beyond
 
 

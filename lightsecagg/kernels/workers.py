@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,14 @@ def set_threads(count: int) -> None:
         from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
         _blas_limit = threadpool_limits(1, user_api="blas")
+
+
+def _forget_pool() -> None:
+    global _pool  # noqa: PLW0603
+    _pool = (1, None)
+
+
+os.register_at_fork(after_in_child=_forget_pool)  # a forked process has none of the threads
 
 
 def spread(work: Callable[[int, int], None], length: int, grain: int) -> None:

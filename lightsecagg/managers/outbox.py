@@ -57,6 +57,13 @@ class Outbox:
         """Forget long outputs that were not sent; their ``done`` is not called."""
         self._streams.clear()
 
+    def drop_forwarded(self) -> None:
+        """Forget short messages whose arrival somebody waits for; he waits no more."""
+        waiting = [on_arrival for _, on_arrival in self._messages if on_arrival is not None]
+        self._messages = deque(entry for entry in self._messages if entry[1] is None)
+        for on_arrival in waiting:
+            on_arrival()
+
     async def drained(self) -> None:
         """Wait until everything was handed to the carrier."""
         await self._idle.wait()

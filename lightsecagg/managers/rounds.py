@@ -136,6 +136,7 @@ class RoundRunner:
             self._session.done_with(self._inbox.close())
             for client in self._cohort:
                 client.outbox.drop_streams()
+                client.outbox.drop_forwarded()
                 if client.status is Status.GONE:  # as the round ended, perhaps
                     self._tell_lost(client, client.gone_because)
             self._enter("")

@@ -91,7 +91,10 @@ class Server:
             roster=load_roster(settings),
             secure=settings.secure,
             authenticated_as=settings.comm_args.authenticated_as,
-            stall_timeout=settings.comm_args.stall_timeout,
+            # Whoever holds the others up is given up before their shares are late.
+            stall_timeout=min(
+                settings.comm_args.stall_timeout, settings.secure_aggregation_args.share_timeout / 3
+            ),
             relay_buffer=settings.comm_args.relay_buffer,
             tracker=tracker,
             spans=spans,

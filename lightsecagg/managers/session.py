@@ -93,7 +93,9 @@ class Session:
     """Whether the run has ended: nobody joins any more."""
 
     def __post_init__(self) -> None:
-        self._relay = Relay(self.relay_buffer, self.hub.give_credit)
+        self._relay = Relay(
+            self.relay_buffer, self.stall_timeout, self.hub.give_credit, self._give_up_stalled
+        )
 
     async def pump(self) -> None:
         """Take the hub's events for ever."""
@@ -193,6 +195,7 @@ class Session:
             task.cancel()
         for newcomer in self._joining.values():
             newcomer.timer.cancel()
+        self._relay.close()
         await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
 
     def _arrived(self, event: comm.Arrived) -> None:
@@ -306,13 +309,18 @@ class Session:
         try:
             await client.outbox.run()
         except TimeoutError:
-            self._lost(client, Reason.STALLED)
-            self._spawn(self.hub.close_peer(client.peer, Reason.STALLED.value))
+            self._give_up_stalled(client.peer)
         except CommError:
             pass  # the hub's own event says why
         except Exception:
             log.exception("sending to client %s failed", client.rank)
             self._lost(client, Reason.LINK_LOST)
+
+    def _give_up_stalled(self, peer: int) -> None:
+        """A client that takes too little of what it is sent is gone: the others do not wait for it."""
+        if (rank := self._ranks.get(peer)) is not None:
+            self._lost(self.clients[rank], Reason.STALLED)
+            self._spawn(self.hub.close_peer(peer, Reason.STALLED.value, _PATIENCE))
 
     def _set_status(self, peer: int, status: Status) -> None:
         rank = self._ranks.get(peer)

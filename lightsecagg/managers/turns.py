@@ -32,9 +32,11 @@ class Turns:
 
     def close(self) -> None:
         """Start nothing more."""
+        self._free = 0
         self._waiting.clear()
         for timer in self._timers:
             timer.cancel()
+        self._timers.clear()
 
     def _next(self) -> None:
         while self._free and self._waiting:

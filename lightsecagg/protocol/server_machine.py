@@ -126,6 +126,8 @@ class ServerMachine(ABC):
     def receive(self, number: int, message: bytes | memoryview) -> list[Action]:
         """Take a message of client ``number``; one that no order of delivery explains drops its sender.
 
+        Its buffer must not change until the round is over: what is checked here is used as it lies there.
+
         Raises:
             LocalProtocolError: no such client.
         """

@@ -2,65 +2,147 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from lightsecagg.managers import relay as relay_module
 from lightsecagg.managers.relay import Relay
 
+PATIENCE = 20.0
+
+
+class Stage:
+    """A relay with a budget of 100 bytes, and what it does."""
+
+    def __init__(self, stall_timeout: float = PATIENCE) -> None:
+        self.given: list[tuple[int, int]] = []
+        self.given_up: list[int] = []
+        self.changed = asyncio.Event()
+        self.relay = Relay(100, stall_timeout, self._give, self._give_up)
+
+    def _give(self, peer: int, size: int) -> None:
+        self.given.append((peer, size))
+        self.changed.set()
+
+    def _give_up(self, peer: int) -> None:
+        self.given_up.append(peer)
+        self.relay.forget(peer)
+        self.changed.set()
+
+    async def next(self) -> None:
+        self.changed.clear()
+        async with asyncio.timeout(PATIENCE):
+            await self.changed.wait()
+
 
 @pytest.fixture
-def given() -> list[tuple[int, int]]:
-    return []
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time alone gives no credit back."""
+    monkeypatch.setattr(relay_module, "_PACE", PATIENCE)
 
 
-@pytest.fixture
-def relay(given: list[tuple[int, int]]) -> Relay:
-    return Relay(100, lambda peer, size: given.append((peer, size)))
+async def test_credit_comes_back_at_once_while_the_budget_lasts() -> None:
+    stage = Stage()
+    stage.relay.begin(1, 2, 60)
+    stage.relay.begin(3, 4, 40)
+    assert stage.given == [(1, 60), (3, 40)]
 
 
-def test_credit_comes_back_at_once_while_the_budget_lasts(relay: Relay, given: list[tuple[int, int]]) -> None:
-    relay.begin(1, 2, 60)
-    relay.begin(3, 4, 40)
-    assert given == [(1, 60), (3, 40)]
-
-
-def test_beyond_the_budget_credit_waits_for_arrivals_first_come_first(
-    relay: Relay, given: list[tuple[int, int]]
-) -> None:
-    first = relay.begin(1, 2, 100)
-    second, third = relay.begin(3, 2, 60), relay.begin(4, 2, 10)
-    assert given == [(1, 100)]
+@pytest.mark.usefixtures("patient")
+async def test_beyond_the_budget_credit_waits_for_arrivals_first_come_first() -> None:
+    stage = Stage()
+    first = stage.relay.begin(1, 2, 90)
+    second, third = stage.relay.begin(3, 4, 60), stage.relay.begin(5, 6, 10)
+    assert stage.given == [(1, 90)]
     first()
-    assert given == [(1, 100), (3, 60), (4, 10)]
+    assert stage.given == [(1, 90), (3, 60), (5, 10)]
     second()
     third()
-    relay.begin(5, 2, 100)
-    assert given[-1] == (5, 100)
+    stage.relay.begin(7, 2, 100)
+    assert stage.given[-1] == (7, 100)
+    stage.relay.close()
 
 
-def test_a_receiver_that_is_gone_holds_nobody_up_and_late_arrivals_count_for_nothing(
-    relay: Relay, given: list[tuple[int, int]]
-) -> None:
-    arrived = relay.begin(1, 2, 150)
-    relay.begin(3, 4, 50)
-    assert given == []
-    relay.forget(2)
-    assert given == [(1, 150), (3, 50)]
+async def test_who_is_slow_makes_the_others_slower_and_stops_nobody() -> None:
+    stage = Stage()
+    stage.relay.begin(1, 2, 90)  # which does not arrive
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    stage.relay.begin(3, 4, 60)
+    stage.relay.begin(5, 6, 60)
+    assert stage.given == [(1, 90)]
+    while len(stage.given) < 3:
+        await stage.next()
+    assert loop.time() - began >= relay_module._PACE
+    assert stage.given == [(1, 90), (3, 60), (5, 60)]
+    stage.relay.close()
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_receiver_that_is_gone_holds_nobody_up_and_late_arrivals_count_for_nothing() -> None:
+    stage = Stage()
+    arrived = stage.relay.begin(1, 2, 80)
+    stage.relay.begin(3, 2, 80)
+    stage.relay.begin(5, 4, 50)
+    assert stage.given == [(1, 80)]
+    stage.relay.forget(2)
+    assert stage.given == [(1, 80), (3, 80), (5, 50)]
     arrived()
-    relay.begin(5, 4, 60)
-    assert given[-1] == (3, 50)  # 110 are under way to 4: what arrived late took nothing off
+    stage.relay.begin(7, 6, 60)
+    assert stage.given[-1] == (5, 50)  # 110 are under way: what arrived late took nothing off
+    stage.relay.close()
+    assert stage.given[-1] == (7, 60)
 
 
-def test_an_absent_receiver_takes_a_budget_of_its_own_and_then_the_others(
-    relay: Relay, given: list[tuple[int, int]]
-) -> None:
-    relay.begin(1, 2, 150)
-    relay.set_absent(2, True)
-    assert given == [(1, 150)]  # 50 beyond its own budget count
-    relay.begin(3, 4, 50)
-    assert given[-1] == (3, 50)
-    relay.begin(3, 4, 1)
-    assert len(given) == 2
-    relay.set_absent(2, False)
-    assert len(given) == 2
-    relay.forget(2)
-    assert given[-1] == (3, 1)
+@pytest.mark.usefixtures("patient")
+async def test_what_is_under_way_to_an_absent_receiver_slows_nobody_down() -> None:
+    stage = Stage()
+    stage.relay.begin(1, 2, 90)
+    stage.relay.begin(3, 4, 50)
+    assert stage.given == [(1, 90)]
+    stage.relay.set_absent(2, True)
+    stage.relay.set_absent(2, True)
+    assert stage.given[-1] == (3, 50)
+    stage.relay.begin(5, 4, 50)
+    assert stage.given[-1] == (5, 50)
+    stage.relay.set_absent(2, False)
+    stage.relay.begin(7, 6, 1)
+    assert stage.given[-1] == (5, 50)
+    stage.relay.close()
+
+
+async def test_credit_for_what_one_receiver_cannot_take_waits_until_it_takes_some() -> None:
+    stage = Stage()
+    arrivals = [stage.relay.begin(sender, 2, 60) for sender in (1, 3)]
+    stage.relay.begin(5, 4, 10)
+    while (5, 10) not in stage.given:
+        await stage.next()  # time gives it to the others
+    assert stage.given == [(1, 60), (5, 10)]
+    arrivals[0]()
+    assert stage.given[-1] == (3, 60)
+    stage.relay.close()
+
+
+async def test_one_that_is_full_and_takes_but_a_little_is_given_up() -> None:
+    stage = Stage(stall_timeout=0.05)
+    arrivals = [stage.relay.begin(1, 2, 40) for _ in range(3)]
+    arrivals[0]()  # 80 are left, and soon it is full again
+    stage.relay.begin(1, 2, 40)
+    while not stage.given_up:
+        await stage.next()
+    assert stage.given_up == [2]
+    assert len(stage.given) == 4
+    stage.relay.begin(3, 4, 100)
+    assert stage.given[-1] == (3, 100)
+
+
+async def test_one_that_takes_half_in_time_is_not_given_up() -> None:
+    stage = Stage(stall_timeout=0.05)
+    arrivals = [stage.relay.begin(1, 2, 30) for _ in range(4)]
+    for arrived in arrivals[:3]:
+        arrived()
+    await asyncio.sleep(0.1)  # twice the timeout, in which nothing may happen
+    assert stage.given_up == []
+    assert len(stage.given) == 4
+    stage.relay.close()
