@@ -85,7 +85,7 @@ def expand_into(seed: bytes, field: PrimeField, start: int, out: Elements) -> No
 
 def _fill(seed: bytes, field: PrimeField, block: int, out: Elements, buffer: bytearray) -> None:
     """The first elements of a block, as many as ``out`` holds."""
-    stream, run = _KeyStream(seed, block), loops(BLOCK_ELEMENTS)
+    stream, run = _KeyStream(seed, block), loops(len(out))
     mask, filled = (1 << field.element_bits) - 1, 0
     while filled < len(out):
         words = stream.words_into(buffer, len(out) - filled)

@@ -14,7 +14,6 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from lightsecagg.cli.process import prepare_process
 from lightsecagg.errors import CommError, ConfigError, LightSecAggError, RunStopped
 from lightsecagg.identity import Identity
 from lightsecagg.managers.checkpoint import RunFolder
@@ -209,7 +208,6 @@ def serve(
 
     Ctrl-C and SIGTERM stop it cleanly; a second one at once.
     """
-    prepare_process()
     code = _run(work, tracker, tell)
     with contextlib.suppress(OSError):  # whoever read us may be gone
         sys.stdout.flush()

@@ -9,6 +9,7 @@ from lightsecagg.cli.demo import demo
 from lightsecagg.cli.keygen import keygen
 from lightsecagg.cli.mpi import mpi
 from lightsecagg.cli.mqtt_config import mqtt_config
+from lightsecagg.cli.process import prepare_process
 from lightsecagg.cli.roster import roster
 from lightsecagg.cli.run import run
 from lightsecagg.cli.server import server
@@ -20,6 +21,7 @@ from lightsecagg.cli.trace import trace
 @click.version_option(package_name="lightsecagg")
 def main() -> None:
     """Secure aggregation for federated learning: the server learns the clients' average and nothing else."""
+    prepare_process()
 
 
 for command in (server, client, run, mpi, demo, keygen, roster, mqtt_config, simulate, trace):

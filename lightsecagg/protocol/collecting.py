@@ -145,11 +145,12 @@ class Answers:
             self._parts.pop(number, None)
 
     def decode(self) -> Elements:
-        """Σ_{i∈S} z_i, (length,) uint32, from U whole answers."""
+        """Σ_{i∈S} z_i, (length,) uint32, from U whole answers; once, for they are let go of."""
         numbers = sorted(self.whole)[: self._codec.parameters.target_survivors]
         decoder = self._codec.decoder(numbers)
         mask = np.empty((decoder.shape[0], self._columns), dtype=np.uint32)
         answers = [self._parts[number] for number in numbers]
+        self._parts = {}
         spread(partial(self._decode_columns, decoder, answers, mask), self._columns, BLOCK_ELEMENTS)
         return mask.reshape(-1)[: self._length]
 

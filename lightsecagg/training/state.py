@@ -123,7 +123,8 @@ def add_delta(state: Mapping[str, Array], delta_vector: FloatVector, layout: Lay
     for entry in layout:
         array = _entry_of(moved, entry)
         change = delta_vector[start : start + entry.size].reshape(entry.shape)
-        moved[entry.name] = np.asarray(array.astype(np.float64) + change).astype(array.dtype)
+        # Widened a few elements at a time: no float64 array of the entry's size is made.
+        np.add(array, change, out=array, dtype=np.float64, casting="same_kind")
         start += entry.size
     return moved
 
