@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-_PACE = 0.25
-"""Seconds that a sender's credit waits at most for what is under way to others than its receiver."""
+_SLOW = 2.0
+"""Seconds under way after which a message shows that its receiver is slow, and not all of them together."""
+
+_LOOK = 0.25
+"""Seconds after which waiting credit makes us look who is slow."""
 
 GiveCredit = Callable[[int, int], None]
 """(peer, size): let the peer send as much again."""
 
 
-class Relay:
-    """Sets the pace of what goes from client to client by the senders' credit.
+@dataclass
+class _Receiver:
+    """What is under way to one client.
 
-    While more than ``budget`` bytes are under way in all, a sender's credit for a message comes ``_PACE``
-    later: so receivers that keep up keep the server's memory low, and those that do not hold nobody up. What
-    is under way to one receiver is bounded by ``budget`` too: credit for what is beyond waits until it takes
-    some, and one that has not taken half after ``stall_timeout`` is given up. Peers are named by their
-    numbers. Belongs to one event loop.
+    Attributes:
+        since: when each of the messages began, in their order; loop time.
+        is_apart: whether it counts with a budget of its own.
+        blocked: (sender, size) whose credit waits for this receiver.
+        stalls: runs while it is full.
+    """
+
+    size: int = 0
+    since: deque[float] = field(default_factory=deque)
+    is_absent: bool = False
+    is_slow: bool = False
+    blocked: list[tuple[int, int]] = field(default_factory=list)
+    stalls: asyncio.TimerHandle | None = None
+
+    @property
+    def is_apart(self) -> bool:
+        return self.is_absent or self.is_slow
+
+
+class Relay:
+    """Bounds what goes from client to client by the senders' credit.
+
+    While more than ``budget`` bytes are under way, senders wait for arrivals: the server's memory does not
+    grow with the clients. But nobody waits for a receiver that is absent, or slow: it is set apart, with a
+    budget of its own, until it has taken all. Credit for what is beyond that waits for it, and one that has
+    not taken half after ``stall_timeout`` is given up. Peers are named by their numbers. Belongs to one event
+    loop.
 
     Args:
         budget: bytes.
@@ -36,74 +63,84 @@ class Relay:
         self._stall_timeout = stall_timeout
         self._give_credit = give_credit
         self._give_up = give_up
-        self._under_way: Counter[int] = Counter()
-        self._absent: set[int] = set()
-        self._total = 0  # to those that are not absent
-        self._paced: deque[tuple[float, int, int]] = deque()  # until when, sender, size
+        self._loop = asyncio.get_running_loop()
+        self._receivers: defaultdict[int, _Receiver] = defaultdict(_Receiver)
+        self._total = 0  # to those that are not set apart
+        self._waiting: deque[tuple[int, int]] = deque()  # sender, size
         self._timer: asyncio.TimerHandle | None = None
-        self._blocked: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)  # by receiver
-        self._full: dict[int, asyncio.TimerHandle] = {}
 
     def begin(self, sender: int, receiver: int, size: int) -> Callable[[], None]:
         """A message of ``sender``'s goes to ``receiver``; what is returned is to be called on its arrival."""
-        self._add(receiver, size)
-        if self._under_way[receiver] > self._budget:
-            self._blocked[receiver].append((sender, size))
-            self._watch(receiver)
+        client = self._receivers[receiver]
+        client.since.append(self._loop.time())
+        self._add(client, size)
+        if client.size > self._budget:
+            client.blocked.append((sender, size))
+            if client.stalls is None:
+                client.stalls = self._loop.call_later(self._stall_timeout, self._give_up, receiver)
         else:
-            self._paced.append((asyncio.get_running_loop().time() + _PACE, sender, size))
-            self._settle()
-        return lambda: self._arrived(receiver, size)
+            self._waiting.append((sender, size))
+        self._settle()
+        return lambda: self._arrived(receiver, client, size)
 
     def set_absent(self, receiver: int, is_absent: bool) -> None:
-        """Whether the receiver is away: what is under way to it makes nobody slower."""
-        if is_absent != (receiver in self._absent):
-            (self._absent.add if is_absent else self._absent.discard)(receiver)
-            self._total += self._under_way[receiver] * (-1 if is_absent else 1)
-            self._settle()
+        """Whether the receiver is away."""
+        client = self._receivers[receiver]
+        self._set_apart(client, is_absent=is_absent, is_slow=client.is_slow)
+        self._settle()
 
     def forget(self, receiver: int) -> None:
         """The receiver is gone, and what was under way to it."""
-        self._add(receiver, -self._under_way[receiver])
-        self._unblock(receiver)
-        del self._under_way[receiver]
-        self._absent.discard(receiver)
-        self._settle()
+        if (client := self._receivers.pop(receiver, None)) is not None:
+            self._add(client, -client.size)
+            self._unblock(client)
+            self._settle()
 
     def close(self) -> None:
         """Give back all credit, and set no more timers."""
-        for receiver in list(self._under_way):
+        for receiver in list(self._receivers):
             self.forget(receiver)
 
-    def _arrived(self, receiver: int, size: int) -> None:
-        if receiver in self._under_way:
-            self._add(receiver, -size)
-            if self._under_way[receiver] <= self._budget:
-                self._unblock(receiver)
-            self._settle()
+    def _arrived(self, receiver: int, client: _Receiver, size: int) -> None:
+        if self._receivers.get(receiver) is not client:
+            return
+        client.since.popleft()
+        self._add(client, -size)
+        if client.size <= self._budget:
+            self._unblock(client)
+        if not client.since:
+            self._set_apart(client, is_absent=client.is_absent, is_slow=False)
+        self._settle()
 
-    def _add(self, receiver: int, size: int) -> None:
-        self._under_way[receiver] += size
-        if receiver not in self._absent:
+    def _add(self, client: _Receiver, size: int) -> None:
+        client.size += size
+        if not client.is_apart:
             self._total += size
 
-    def _watch(self, receiver: int) -> None:
-        if receiver not in self._full:
-            loop = asyncio.get_running_loop()
-            self._full[receiver] = loop.call_later(self._stall_timeout, self._give_up, receiver)
+    def _set_apart(self, client: _Receiver, *, is_absent: bool, is_slow: bool) -> None:
+        self._total -= 0 if client.is_apart else client.size
+        client.is_absent, client.is_slow = is_absent, is_slow
+        self._total += 0 if client.is_apart else client.size
 
-    def _unblock(self, receiver: int) -> None:
-        for sender, size in self._blocked.pop(receiver, []):
-            self._give_credit(sender, size)
-        if receiver in self._full and 2 * self._under_way[receiver] <= self._budget:
-            self._full.pop(receiver).cancel()
+    def _unblock(self, client: _Receiver) -> None:
+        self._waiting.extend(client.blocked)
+        client.blocked.clear()
+        if client.stalls is not None and 2 * client.size <= self._budget:
+            client.stalls.cancel()
+            client.stalls = None
 
     def _settle(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._paced and (self._total <= self._budget or self._paced[0][0] <= loop.time()):
-            self._give_credit(*self._paced.popleft()[1:])
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._paced:
-            self._timer = loop.call_at(self._paced[0][0], self._settle)
+        while self._waiting and self._total <= self._budget:
+            self._give_credit(*self._waiting.popleft())
+        if self._waiting and self._timer is None:
+            self._timer = self._loop.call_later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        """Set those apart that are slow, if somebody still waits."""
+        self._timer = None
+        if self._waiting:
+            long_ago = self._loop.time() - _SLOW
+            for client in self._receivers.values():
+                if client.since and client.since[0] <= long_ago:
+                    self._set_apart(client, is_absent=client.is_absent, is_slow=True)
+            self._settle()
