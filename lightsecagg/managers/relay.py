@@ -63,7 +63,6 @@ class Relay:
         self._stall_timeout = stall_timeout
         self._give_credit = give_credit
         self._give_up = give_up
-        self._loop = asyncio.get_running_loop()
         self._receivers: defaultdict[int, _Receiver] = defaultdict(_Receiver)
         self._total = 0  # to those that are not set apart
         self._waiting: deque[tuple[int, int]] = deque()  # sender, size
@@ -71,13 +70,13 @@ class Relay:
 
     def begin(self, sender: int, receiver: int, size: int) -> Callable[[], None]:
         """A message of ``sender``'s goes to ``receiver``; what is returned is to be called on its arrival."""
-        client = self._receivers[receiver]
-        client.since.append(self._loop.time())
+        client, loop = self._receivers[receiver], asyncio.get_running_loop()
+        client.since.append(loop.time())
         self._add(client, size)
         if client.size > self._budget:
             client.blocked.append((sender, size))
             if client.stalls is None:
-                client.stalls = self._loop.call_later(self._stall_timeout, self._give_up, receiver)
+                client.stalls = loop.call_later(self._stall_timeout, self._give_up, receiver)
         else:
             self._waiting.append((sender, size))
         self._settle()
@@ -133,13 +132,13 @@ class Relay:
         while self._waiting and self._total <= self._budget:
             self._give_credit(*self._waiting.popleft())
         if self._waiting and self._timer is None:
-            self._timer = self._loop.call_later(_LOOK, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     def _look(self) -> None:
         """Set those apart that are slow, if somebody still waits."""
         self._timer = None
         if self._waiting:
-            long_ago = self._loop.time() - _SLOW
+            long_ago = asyncio.get_running_loop().time() - _SLOW
             for client in self._receivers.values():
                 if client.since and client.since[0] <= long_ago:
                     self._set_apart(client, is_absent=client.is_absent, is_slow=True)
