@@ -27,12 +27,11 @@ from rich.table import Table
 
 from benchmarks.processes import Watch, available_bytes, forget_peak, own_peak_bytes, put_first_in_line
 from benchmarks.runs import RESULTS, Run, medians
-from lightsecagg.managers.scheme import choose_field, make_quantizer
-from lightsecagg.settings import Settings
-from lightsecagg.settings.schema import DeviceArgs
+from lightsecagg.field import PrimeField
 from tests.brokers import free_port
 
 DIMENSION = 5_288_548
+ORDER = 2**31 - 1  # of both cohorts' field: the smaller one by itself would take a smaller one
 MOST_GROWTH = 1.2  # of the server's figure from the smallest cohort to the largest
 ROUNDS = 1  # beside the first, which counts here as well: a peak at the very end of one is seen in the other
 PATIENCE = 600.0  # seconds; many clients share two cores
@@ -49,10 +48,8 @@ class Size(NamedTuple):
     @property
     def allowed(self) -> int:
         """Bytes that a client may take above model and training: four vectors, and the shares it receives."""
-        settings = Settings(device_args=DeviceArgs(worker_num=self.clients))
-        field, _ = choose_field(settings, make_quantizer(settings))
         columns = -(-(DIMENSION + 1) // (self.target_survivors - self.privacy_threshold))
-        shares = (self.clients - self.target_survivors) * columns * field.element_bytes
+        shares = (self.clients - self.target_survivors) * columns * PrimeField(ORDER).element_bytes
         return 4 * 4 * DIMENSION + shares
 
 
@@ -102,6 +99,7 @@ def _numbers(size: Size) -> dict[str, Any]:
     return {
         "targeted_number_active_clients": size.target_survivors,
         "privacy_guarantee": size.privacy_threshold,
+        "prime_number": ORDER,
         **{f"{name}_timeout": PATIENCE for name in timeouts},
     }
 

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 _SLOW = 2.0
-"""Seconds under way after which a message shows that its receiver is slow, and not all of them together."""
+"""Seconds under way after which a message may show that its receiver is slow."""
+
+_SLOWER = 4
+"""Times the others' wait: where all are slow together, nobody is set apart."""
 
 _LOOK = 0.25
 """Seconds after which waiting credit makes us look who is slow."""
@@ -23,7 +26,7 @@ class _Receiver:
 
     Attributes:
         since: when each of the messages began, in their order; loop time.
-        is_apart: whether it counts with a budget of its own.
+        is_apart: whether the others do not wait for it.
         blocked: (sender, size) whose credit waits for this receiver.
         stalls: runs while it is full.
     """
@@ -43,23 +46,29 @@ class _Receiver:
 class Relay:
     """Bounds what goes from client to client by the senders' credit.
 
-    While more than ``budget`` bytes are under way, senders wait for arrivals: the server's memory does not
-    grow with the clients. But nobody waits for a receiver that is absent, or slow: it is set apart, with a
-    budget of its own, until it has taken all. Credit for what is beyond that waits for it, and one that has
-    not taken half after ``stall_timeout`` is given up. Peers are named by their numbers. Belongs to one event
+    While more than ``total`` bytes are under way, senders wait for arrivals: the server's memory hardly grows
+    with the clients. But nobody waits for a receiver that is absent, or slow: it is set apart until it has
+    taken all. Credit for what is beyond ``each`` bytes to one receiver waits for that one, and if it has not
+    taken half after ``stall_timeout``, it is given up. Peers are named by their numbers. Belongs to one event
     loop.
 
     Args:
-        budget: bytes.
+        total, each: bytes under way to all that are not set apart, and to one receiver.
         stall_timeout: seconds.
         give_credit: see there.
         give_up: is told a receiver that takes too little of what it is sent; it is to call ``forget``.
     """
 
     def __init__(
-        self, budget: int, stall_timeout: float, give_credit: GiveCredit, give_up: Callable[[int], None]
+        self,
+        total: int,
+        each: int,
+        stall_timeout: float,
+        give_credit: GiveCredit,
+        give_up: Callable[[int], None],
     ) -> None:
-        self._budget = budget
+        self._most = total
+        self._each = each
         self._stall_timeout = stall_timeout
         self._give_credit = give_credit
         self._give_up = give_up
@@ -73,7 +82,7 @@ class Relay:
         client, loop = self._receivers[receiver], asyncio.get_running_loop()
         client.since.append(loop.time())
         self._add(client, size)
-        if client.size > self._budget:
+        if client.size > self._each:
             client.blocked.append((sender, size))
             if client.stalls is None:
                 client.stalls = loop.call_later(self._stall_timeout, self._give_up, receiver)
@@ -105,7 +114,7 @@ class Relay:
             return
         client.since.popleft()
         self._add(client, -size)
-        if client.size <= self._budget:
+        if client.size <= self._each:
             self._unblock(client)
         if not client.since:
             self._set_apart(client, is_absent=client.is_absent, is_slow=False)
@@ -124,12 +133,12 @@ class Relay:
     def _unblock(self, client: _Receiver) -> None:
         self._waiting.extend(client.blocked)
         client.blocked.clear()
-        if client.stalls is not None and 2 * client.size <= self._budget:
+        if client.stalls is not None and 2 * client.size <= self._each:
             client.stalls.cancel()
             client.stalls = None
 
     def _settle(self) -> None:
-        while self._waiting and self._total <= self._budget:
+        while self._waiting and self._total <= self._most:
             self._give_credit(*self._waiting.popleft())
         if self._waiting and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_LOOK, self._look)
@@ -138,8 +147,11 @@ class Relay:
         """Set those apart that are slow, if somebody still waits."""
         self._timer = None
         if self._waiting:
-            long_ago = asyncio.get_running_loop().time() - _SLOW
-            for client in self._receivers.values():
-                if client.since and client.since[0] <= long_ago:
+            now = asyncio.get_running_loop().time()
+            waits = {peer: now - client.since[0] for peer, client in self._receivers.items() if client.since}
+            usual = sorted(waits.get(peer, 0.0) for peer in self._receivers)[(len(self._receivers) - 1) // 2]
+            for peer, wait in waits.items():
+                if wait > max(_SLOW, _SLOWER * usual):
+                    client = self._receivers[peer]
                     self._set_apart(client, is_absent=client.is_absent, is_slow=True)
             self._settle()

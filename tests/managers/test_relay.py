@@ -13,13 +13,13 @@ PATIENCE = 20.0
 
 
 class Stage:
-    """A relay with a budget of 100 bytes, and what it does."""
+    """A relay of 100 bytes to all and to each, and what it does."""
 
     def __init__(self, stall_timeout: float = PATIENCE) -> None:
         self.given: list[tuple[int, int]] = []
         self.given_up: list[int] = []
         self.changed = asyncio.Event()
-        self.relay = Relay(100, stall_timeout, self._give, self._give_up)
+        self.relay = Relay(100, 100, stall_timeout, self._give, self._give_up)
 
     def _give(self, peer: int, size: int) -> None:
         self.given.append((peer, size))
@@ -94,6 +94,9 @@ async def test_one_that_is_slower_than_the_others_is_set_apart_until_it_has_take
     monkeypatch.setattr(relay_module, "_LOOK", 0.01)
     monkeypatch.setattr(relay_module, "_SLOW", 0.2)
     stage = Stage()
+    for receiver in (6, 8):
+        stage.relay.begin(1, receiver, 1)()
+    stage.given.clear()
     drip, rest = stage.relay.begin(1, 2, 10), stage.relay.begin(1, 2, 80)
     quick = stage.relay.begin(3, 4, 60)
     while len(stage.given) < 3:
@@ -109,8 +112,9 @@ async def test_one_that_is_slower_than_the_others_is_set_apart_until_it_has_take
     stage.relay.close()
 
 
-async def test_receivers_that_are_all_at_work_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_receivers_that_are_all_slow_together_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "_LOOK", 0.01)
+    monkeypatch.setattr(relay_module, "_SLOW", 0.02)
     stage = Stage()
     stage.relay.begin(1, 2, 90)
     stage.relay.begin(3, 4, 60)
