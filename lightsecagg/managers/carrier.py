@@ -15,13 +15,13 @@ _CLIENT_QUEUE = 8 * 2**20  # bytes that keep a client's line busy while it compu
 def link_settings(settings: Settings, *, serves: bool = False) -> comm.LinkSettings:
     """The link's times and sizes out of ``comm_args``.
 
-    A server lets each client send as much as keeps all of them together within its relay buffer, one frame
-    at least; a client computes what it sends, so it need not queue much of it.
+    A server lets each client send as much as keeps all of them together within half its relay buffer, one
+    frame at least; a client computes what it sends, so it need not queue much of it.
     """
     given = settings.comm_args
     window = comm.LinkSettings().window_bytes
     if serves:
-        window = min(window, max(comm.MAX_FRAME, given.relay_buffer // settings.device_args.worker_num))
+        window = min(window, max(comm.MAX_FRAME, given.relay_buffer // 2 // settings.device_args.worker_num))
     return comm.LinkSettings(
         window_bytes=window,
         heartbeat_interval=given.heartbeat_interval,

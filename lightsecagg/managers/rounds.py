@@ -51,8 +51,8 @@ _HOSTILE = frozenset(
 """Reasons that no honest client gives cause for: its sender is turned away."""
 
 
-_TRANSFERS = 8
-"""Clients to which the model is on its way at a time; frames of it are made and kept for each of them."""
+_TRANSFERS = 4
+"""Clients to which the model is on its way at a time: frames of it are made and kept for each of them."""
 
 _TURN = 1.0
 """Seconds after which the next client's transfer begins beside one that is not at its end."""

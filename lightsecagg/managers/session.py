@@ -63,7 +63,7 @@ class Session:
         secure: whether readiness comes as a signed round key.
         authenticated_as: the name under which the carrier must know a client, ``{rank}`` being its rank.
         stall_timeout: seconds that a client's buffer may stay full.
-        relay_buffer: bytes that may be under way to one client, and half of it to all before senders wait.
+        relay_buffer: bytes that may be under way to one client, and a quarter of it to all before senders wait.
         tracker: is told who comes and goes.
         spans: is told what takes how long.
     """
@@ -94,7 +94,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._relay = Relay(
-            self.relay_buffer // 2,
+            self.relay_buffer // 4,
             self.relay_buffer,
             self.stall_timeout,
             self.hub.give_credit,
