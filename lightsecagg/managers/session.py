@@ -35,6 +35,8 @@ _HELLO_TIMEOUT = 30.0  # seconds that a connection may take to say who it is
 _MOST_JOINING = 64  # connections beside the ranks' own that may be about to say it: then one of a crowd goes
 _PATIENCE = 0.5  # seconds in which a connection that is turned away may take the reason
 
+_LEAST_UNDER_WAY = 4 * comm.MAX_FRAME  # between clients: less would be one after the other
+
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class Session:
         secure: whether readiness comes as a signed round key.
         authenticated_as: the name under which the carrier must know a client, ``{rank}`` being its rank.
         stall_timeout: seconds that a client's buffer may stay full.
-        relay_buffer: bytes that may be under way to one client, and a quarter of it to all before senders wait.
+        relay_buffer: bytes that may be under way to one client; a quarter of it to all, before senders wait.
         tracker: is told who comes and goes.
         spans: is told what takes how long.
     """
@@ -94,7 +96,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._relay = Relay(
-            self.relay_buffer // 4,
+            max(self.relay_buffer // 4, _LEAST_UNDER_WAY),
             self.relay_buffer,
             self.stall_timeout,
             self.hub.give_credit,
