@@ -13,6 +13,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,8 @@ _SERVES, _PAUSES, _ENDS, _OVER, _BROKEN = b"s", b"p", b"e", b"o", b"b"  # what t
 
 _FAREWELL_TIMEOUT = 15.0  # seconds for ranks to say farewell once the server has: one may be frozen
 _END_TIMEOUT = 10  # seconds
+_DEATH_TIMEOUT = 2.0  # seconds for mpirun to reap a rank that we killed
+_DEATH_NOTED = 0.5  # seconds more for it to act on that; nothing tells us when it has
 
 
 class World:
@@ -133,6 +136,11 @@ class World:
             print(f"lightsecagg: rank {rank} is frozen and says no farewell: it is killed", flush=True)
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+            # An mpirun that hears of our abort before this death may end with 0 instead of the abort's code.
+            ends = time.monotonic() + _DEATH_TIMEOUT
+            while _is_sibling(pid) and time.monotonic() < ends:
+                time.sleep(0.01)
+            time.sleep(_DEATH_NOTED)
         else:
             print(
                 f"lightsecagg: rank {rank} is frozen: mpirun ends once process {pid} at {host} does",
