@@ -97,9 +97,15 @@ class Reason(StrEnum):
     BAD_SURVIVOR_SET = "bad_survivor_set"  # the survivor set is too small or holds shares the client lacks
     BAD_CERTIFICATE = "bad_certificate"  # the certificate is not signed by U members
     SECOND_SURVIVOR_SET = "second_survivor_set"  # a survivor set other than the one that was signed
+    BAD_LIST = "bad_list"  # a list names what is not held here, or weighs it wrongly
+    STALE_LIST = "stale_list"  # a list's number or version is not above those before it
     NOT_FINITE = "not_finite"  # the update held NaN or infinity
     TRAINING_FAILED = "training_failed"  # local training raised; the traceback stays with the client
     STOPPED_BY_USER = "stopped_by_user"  # Ctrl-C at the client
+    # An update that the server did not take.
+    STALE = "stale"  # it was trained on a version that is too old by now
+    TOO_FEW_HOLDERS = "too_few_holders"  # fewer than U clients hold its shares
+    CROWDED_OUT = "crowded_out"  # the buffer was full, and no list could be made with it
     # The peer broke the protocol.
     PROTOCOL_VIOLATION = "protocol_violation"  # a message that its sender could not have sent in this state
     MALFORMED = "malformed"  # bytes that are no message, or a field out of its bounds

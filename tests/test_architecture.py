@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lightsecagg"
 
 LAYERS = [
-    {"errors", "labels", "parameters", "spans", "kernels"},
+    {"errors", "labels", "parameters", "staleness", "spans", "kernels"},
     {"field", "packing", "randomness", "quantize"},
     {"codec", "identity", "sealing"},
     {"protocol"},
@@ -80,8 +80,8 @@ def test_imports_go_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [*sorted((PACKAGE / "protocol").glob("*.py")), PACKAGE / "comm" / "link.py"],
-    ids=lambda path: path.name,
+    [*sorted((PACKAGE / "protocol").rglob("*.py")), PACKAGE / "comm" / "link.py"],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_sans_io_modules_import_no_clock_thread_or_socket(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & NO_IO

@@ -104,8 +104,7 @@ def _beside_numpy(
 
 
 def _seeds(codec: MaskCodec) -> dict[int, bytes]:
-    numbers = codec.parameters
-    receivers = seeded_receivers(_OWNER, numbers.num_clients, numbers.target_survivors)
+    receivers = seeded_receivers(_OWNER, codec.clients, codec.parameters.target_survivors)
     return {receiver: system_entropy(SEED_BYTES) for receiver in receivers}
 
 

@@ -15,7 +15,7 @@ from benchmarks.codec.yardsticks import Memory, quantize_and_mask
 from lightsecagg import FixedPoint, PrimeField
 from lightsecagg.kernels import set_threads, spread
 from lightsecagg.packing import Bytes, add_packed, check_packed, pack, pack_into, unpack_into
-from lightsecagg.protocol.uploads import UploadDesk
+from lightsecagg.protocol.uploads import RunningSum, UploadDesk
 from lightsecagg.protocol.wire import part_count, part_elements
 from lightsecagg.randomness import SEED_BYTES, expand, system_entropy
 
@@ -82,7 +82,9 @@ class Server:
     def take(self) -> float:
         """The next update through the protocol's desk: every part checked, then all added; the seconds."""
         read, add = partial(check_packed, _PACKED), partial(add_packed, _PACKED)
-        desk = UploadDesk(1, self._length, self._part, read, add, self._total, slots=1)
+        total = RunningSum(self._total, self._part, add)
+        desk = UploadDesk(self._length, self._part, read, total.take, slots=1)
+        desk.begin(1, round_number=1)
         desk.admit([1])
         desk.ready(1)
         grant, _ = desk.holders[1]

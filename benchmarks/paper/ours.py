@@ -89,11 +89,11 @@ class LightSecAgg:
 
     def _fill(self, holding: Holding, keys: dict[int, PairKeys], watch: Watch) -> None:
         """Give the client what all others send it; sealing that is their work and not counted."""
-        numbers = (self._parameters.num_clients, self._parameters.target_survivors)
+        survivors = self._parameters.target_survivors
         columns = self._codec.share_length(self._length)
         parts = [bytes(part) for part in self._packed(self._vector(columns))]
         for sender, pair in keys.items():
-            if _OWN in seeded_receivers(sender, *numbers):
+            if _OWN in seeded_receivers(sender, self._codec.clients, survivors):
                 sealed = seal(pair.incoming, 0, True, bytes(SEED_BYTES), KIND_SEED, SEED_BYTES)
                 with watch.running():
                     holding.take_seed(sender, memoryview(sealed))

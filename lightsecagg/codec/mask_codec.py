@@ -63,8 +63,9 @@ class MaskCodec:
 
     @cached_property
     def _encoder(self) -> Product:
-        clients = range(1, self.parameters.num_clients + 1)
-        return modular_matrix(self.field.order, interpolation_matrix(self.field, self.data_points, clients))
+        return modular_matrix(
+            self.field.order, interpolation_matrix(self.field, self.data_points, self.clients)
+        )
 
     def encode(self, mask: Elements, noise: Elements) -> Elements:
         """The paper's form: shares of a given mask, hidden by given noise.
@@ -92,17 +93,25 @@ class MaskCodec:
         data[rows:] = noise
         return self._encoder.product(data)
 
-    def seeded(self, owner: int, seeds: Mapping[int, bytes]) -> SeededShares:
+    @property
+    def clients(self) -> range:
+        """Everybody's numbers, 1..N."""
+        return range(1, self.parameters.num_clients + 1)
+
+    def seeded(
+        self, owner: int, seeds: Mapping[int, bytes], cohort: Sequence[int] | None = None
+    ) -> SeededShares:
         """The seeded form: a mask that follows from seeds, and the shares of it that are not seeds.
 
         Args:
             owner: the client whose mask it is.
-            seeds: receiver number to 32 secret random bytes, for exactly ``seeded_receivers(owner, N, U)``.
+            seeds: receiver number to 32 secret random bytes, for exactly ``seeded_receivers`` of the cohort.
+            cohort: the clients among whom it is shared, at least U, ascending; all N by default.
 
         Raises:
-            ParameterError: the owner or the seeds do not fit.
+            ParameterError: the owner, the cohort or the seeds do not fit.
         """
-        return SeededShares(self, owner, seeds)
+        return SeededShares(self, owner, self.clients if cohort is None else cohort, seeds)
 
     def share_of(self, seed: bytes, dimension: int) -> Elements:
         """The share, (m,) uint32, that a seeded receiver's 32-byte seed stands for."""

@@ -23,20 +23,30 @@ if TYPE_CHECKING:
     from lightsecagg.codec.mask_codec import MaskCodec
 
 
-def seeded_receivers(owner: int, num_clients: int, target_survivors: int) -> tuple[int, ...]:
-    """The U clients whose shares of ``owner``'s mask are seeds: itself and the U − 1 that follow it."""
-    return tuple((owner - 1 + step) % num_clients + 1 for step in range(target_survivors))
+def seeded_receivers(owner: int, cohort: Sequence[int], target_survivors: int) -> tuple[int, ...]:
+    """The U clients whose shares of ``owner``'s mask are seeds: itself and the U − 1 that follow it.
+
+    Args:
+        owner: whose mask it is; in the cohort.
+        cohort: the N clients among whom the mask is shared, ascending.
+        target_survivors: U.
+    """
+    return _from(owner, cohort)[:target_survivors]
 
 
-def derived_receivers(owner: int, num_clients: int, target_survivors: int) -> tuple[int, ...]:
+def derived_receivers(owner: int, cohort: Sequence[int], target_survivors: int) -> tuple[int, ...]:
     """The N − U clients whose shares of ``owner``'s mask are sent whole, in cyclic order."""
-    steps = range(target_survivors, num_clients)
-    return tuple((owner - 1 + step) % num_clients + 1 for step in steps)
+    return _from(owner, cohort)[target_survivors:]
 
 
-def is_seeded(owner: int, receiver: int, num_clients: int, target_survivors: int) -> bool:
+def is_seeded(owner: int, receiver: int, cohort: Sequence[int], target_survivors: int) -> bool:
     """Whether ``receiver``'s share of ``owner``'s mask is a seed."""
-    return (receiver - owner) % num_clients < target_survivors
+    return (cohort.index(receiver) - cohort.index(owner)) % len(cohort) < target_survivors
+
+
+def _from(owner: int, cohort: Sequence[int]) -> tuple[int, ...]:
+    place = cohort.index(owner)
+    return (*cohort[place:], *cohort[:place])
 
 
 class Tile(NamedTuple):
@@ -57,21 +67,28 @@ class SeededShares:
     Args:
         codec: the codec of the round.
         owner: the client's number.
+        cohort: the clients among whom the mask is shared, ascending; at least U, the owner among them.
         seeds: receiver number to 32-byte seed, for exactly the seeded receivers.
 
     Raises:
-        ParameterError: the seeds are not for the seeded receivers.
+        ParameterError: the cohort does not fit, or the seeds are not for the seeded receivers.
     """
 
-    def __init__(self, codec: MaskCodec, owner: int, seeds: Mapping[int, bytes]) -> None:
-        parameters = codec.parameters
-        numbers = (owner, parameters.num_clients, parameters.target_survivors)
-        if not 1 <= owner <= parameters.num_clients:
-            raise ParameterError(f"wanted an owner in 1..{parameters.num_clients}, found {owner}")
-        receivers = seeded_receivers(*numbers)
+    def __init__(
+        self, codec: MaskCodec, owner: int, cohort: Sequence[int], seeds: Mapping[int, bytes]
+    ) -> None:
+        survivors = codec.parameters.target_survivors
+        if owner not in cohort:
+            raise ParameterError(f"wanted an owner in the cohort {_shown(cohort)}, found {owner}")
+        if len(cohort) < survivors or not 1 <= cohort[0] <= cohort[-1] <= codec.capacity:
+            raise ParameterError(
+                f"wanted a cohort of at least U = {survivors} clients in 1..{codec.capacity}, "
+                f"found {_shown(cohort)}"
+            )
+        receivers = seeded_receivers(owner, cohort, survivors)
         if set(seeds) != set(receivers):
             raise ParameterError(f"wanted seeds for the receivers {receivers}, found {sorted(seeds)}")
-        self.receivers = derived_receivers(*numbers)
+        self.receivers = derived_receivers(owner, cohort, survivors)
         """Whom the rows of a tile's shares are for."""
         self._codec = codec
         self._seeds: Sequence[bytes] = [seeds[number] for number in receivers]
@@ -105,3 +122,7 @@ class SeededShares:
         """The mask (d,) and the derived shares, receiver to (m,), at once: for tests and small dimensions."""
         tile = next(self.tiles(dimension, max(1, self._codec.share_length(dimension))))
         return tile.mask.reshape(-1)[:dimension], dict(zip(self.receivers, tile.shares, strict=True))
+
+
+def _shown(cohort: Sequence[int]) -> str:
+    return str(cohort if isinstance(cohort, range) else list(cohort))

@@ -70,13 +70,21 @@ class UploadCompleted:
 
 
 @dataclass(frozen=True)
+class UpdateRefused:
+    """Server, asynchronous runs: the client's update does not enter the buffer; it may train another."""
+
+    number: int
+    reason: Reason
+
+
+@dataclass(frozen=True)
 class Finished:
     """Server: the round is over and its sum was decoded."""
 
 
 @dataclass(frozen=True)
 class Aborted:
-    """Server: the round is over without a sum."""
+    """Server: the round, or the list of an asynchronous run, is over without a sum."""
 
     reason: AbortReason
 
@@ -106,6 +114,7 @@ Action = (
     | StageReached
     | ClientDropped
     | UploadCompleted
+    | UpdateRefused
     | Finished
     | Aborted
     | Left

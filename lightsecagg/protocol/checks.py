@@ -51,7 +51,7 @@ def check_start(
         MaskCodec(PrimeField(start.terms.order), parameters)
     except ParameterError as error:
         raise RemoteProtocolError(Reason.BAD_COHORT, str(error)) from None
-    if (below := _below(floors, parameters, start.model_length)) is not None:
+    if (below := below_floors(floors, parameters, len(start.cohort), start.model_length)) is not None:
         raise RemoteProtocolError(Reason.BELOW_FLOOR, below)
     if (flaw := cohort_flaw(start.cohort)) is not None:
         raise RemoteProtocolError(Reason.BAD_COHORT, flaw)
@@ -64,9 +64,10 @@ def check_start(
     return parameters
 
 
-def _below(floors: Floors, parameters: Parameters, model_length: int) -> str | None:
-    if parameters.num_clients < floors.min_clients:
-        return f"{parameters.num_clients} clients; min_clients is {floors.min_clients}"
+def below_floors(floors: Floors, parameters: Parameters, num_clients: int, model_length: int) -> str | None:
+    """What of a round is below the client's floors, or None."""
+    if num_clients < floors.min_clients:
+        return f"{num_clients} clients; min_clients is {floors.min_clients}"
     if parameters.privacy_threshold < floors.min_privacy_threshold:
         return f"T = {parameters.privacy_threshold}; min_privacy_threshold is {floors.min_privacy_threshold}"
     if floors.unique_survivor_set and not parameters.unique_survivor_set:

@@ -25,7 +25,7 @@ class Running:
     upload: OutgoingUpload[Any] | None = None
 
 
-_Opening = TypeVar("_Opening", m.RoundStart, m.PlainStart)
+_Opening = TypeVar("_Opening", m.RoundStart, m.UploadStart, m.PlainStart)
 _Running = TypeVar("_Running", bound=Running)
 
 
@@ -88,11 +88,7 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
     def receive(self, message: bytes | memoryview) -> list[Action]:
         """Take a message of the server; what it cannot have sent makes the client leave."""
         try:
-            decoded = from_server(message)
-            if not self._concerns(decoded) or judge(self._rows, self._stage, decoded) is Verdict.LATE:
-                self.late_messages += 1
-                return []
-            return self._dispatch(decoded)
+            return self._accept(from_server(message))
         except RemoteProtocolError as error:
             return self.leave(error.reason, str(error))
 
@@ -111,6 +107,10 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
         self._end()
         return actions
 
+    def withdraw(self, reason: Reason) -> list[Action]:
+        """No update will come of this round, for this reason of the client's own."""
+        return self.leave(reason)
+
     @abstractmethod
     def _start(self, start: _Opening) -> list[Action]:
         """Take part in the round, or raise why not; sets what is running and the stage."""
@@ -118,6 +118,12 @@ class ClientMachine(ABC, Generic[_Opening, _Running]):
     @abstractmethod
     def _take(self, running: _Running, message: m.FromServer) -> list[Action]:
         """Act on a message of the running round that the tables let through."""
+
+    def _accept(self, message: m.FromServer) -> list[Action]:
+        if not self._concerns(message) or judge(self._rows, self._stage, message) is Verdict.LATE:
+            self.late_messages += 1
+            return []
+        return self._dispatch(message)
 
     def _concerns(self, message: m.FromServer) -> bool:
         """Whether a message is of this round; one of an older round is late, one of a later round illegal."""

@@ -39,71 +39,81 @@ class RoundResult:
 
 
 class ShareTally:
-    """Which shares passed through the server; it relays them and cannot read them.
+    """Which shares of one mask passed through the server; it relays them and cannot read them.
 
     Args:
-        codec: the round's codec.
-        version: the round's number.
-        length: coordinates that each mask hides.
+        codec: the codec.
+        name: which mask it is.
+        cohort: the clients among whom it is shared, ascending.
+        length: coordinates that it hides.
     """
 
-    def __init__(self, codec: MaskCodec, version: int, length: int) -> None:
-        self._parameters = codec.parameters
-        self._version = version
+    def __init__(self, codec: MaskCodec, name: MaskName, cohort: Sequence[int], length: int) -> None:
+        self._name = name
+        self._cohort = cohort
+        self._survivors = codec.parameters.target_survivors
         self._width = codec.field.element_bytes
         self._columns = codec.share_length(length)
         self._part = part_elements(codec.field)
-        self._seeded: set[int] = set()
-        self._passed: dict[int, dict[int, int]] = {}
-        self._left: dict[int, int] = {}
+        self._has_seeds = False
+        self._passed: dict[int, int] = {}
+        self._left = 0
 
-    def is_all(self, sender: int) -> bool:
-        """Whether every share of ``sender`` went through."""
-        return sender in self._seeded and self._left.get(sender, 0) == 0
+    @property
+    def is_all(self) -> bool:
+        """Whether every share went through."""
+        return self._has_seeds and self._left == 0
 
-    def relay_seeds(self, sender: int, message: SealedSeeds) -> list[Send]:
-        """Split ``sender``'s seeds by receiver.
+    def has_all(self, receiver: int) -> bool:
+        """Whether all of ``receiver``'s share went through."""
+        return self._has_seeds and self._passed.get(receiver, self._parts) == self._parts
+
+    def relay_seeds(self, message: SealedSeeds) -> list[Send]:
+        """Split the seeds by receiver.
 
         Raises:
-            RemoteProtocolError: another's name, a wrong length, or seeds that came before.
+            RemoteProtocolError: another mask's name, a wrong length, or seeds that came before.
         """
-        self._check_name(sender, message.mask)
-        if sender in self._seeded:
+        self._check_name(message.mask)
+        if self._has_seeds:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "seeds came twice")
-        numbers = (sender, self._parameters.num_clients, self._parameters.target_survivors)
-        receivers = seeded_receivers(*numbers)[1:]
+        place = (self._name.client, self._cohort, self._survivors)
+        receivers = seeded_receivers(*place)[1:]
         size = SEED_BYTES + TAG_BYTES
         if len(message.data) != size * len(receivers):
             raise RemoteProtocolError(Reason.BAD_LENGTH, "sealed seeds of a wrong length")
-        self._seeded.add(sender)
-        others = derived_receivers(*numbers)
-        self._passed[sender] = dict.fromkeys(others, 0)
-        self._left[sender] = len(others) * part_count(self._columns, self._part)
+        self._has_seeds = True
+        self._passed = dict.fromkeys(derived_receivers(*place), 0)
+        self._left = len(self._passed) * self._parts
         return [
             Send(receiver, encode(SealedSeed(message.mask, message.data[place * size : (place + 1) * size])))
             for place, receiver in enumerate(receivers)
         ]
 
-    def relay_part(self, sender: int, message: EncodedMask, raw: bytes | memoryview) -> Send:
+    def relay_part(self, message: EncodedMask, raw: bytes | memoryview) -> Send:
         """Pass one sealed part on, as the bytes that came.
 
         Raises:
-            RemoteProtocolError: another's name, an unexpected receiver, or a part out of order or of a wrong
-                length.
+            RemoteProtocolError: another mask's name, an unexpected receiver, or a part out of order or of a
+                wrong length.
         """
-        self._check_name(sender, message.mask)
-        index = self._passed.get(sender, {}).get(message.receiver)
-        if index is None or message.index != index or index >= part_count(self._columns, self._part):
+        self._check_name(message.mask)
+        index = self._passed.get(message.receiver)
+        if index is None or message.index != index or index >= self._parts:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share's part that does not come next")
         wanted = part_length(self._columns, self._part, index) * self._width + TAG_BYTES
         if len(message.data) != wanted:
             raise RemoteProtocolError(Reason.BAD_LENGTH, "a share's part of a wrong length")
-        self._passed[sender][message.receiver] += 1
-        self._left[sender] -= 1
+        self._passed[message.receiver] += 1
+        self._left -= 1
         return Send(message.receiver, raw)
 
-    def _check_name(self, sender: int, name: MaskName) -> None:
-        if name != MaskName(sender, self._version, 0):
+    @property
+    def _parts(self) -> int:
+        return part_count(self._columns, self._part)
+
+    def _check_name(self, name: MaskName) -> None:
+        if name != self._name:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share under another mask's name")
 
 
@@ -179,13 +189,20 @@ def unmask(
     quantizer: FixedPoint,
     masked_sum: Elements,
     mask_sum: Elements,
-    survivors: frozenset[int],
-) -> RoundResult:
+    summands: int,
+) -> tuple[npt.NDArray[np.float64], int]:
     """The weighted mean out of the sum of masked updates, which is changed, and the sum of their masks.
+
+    Args:
+        codec, quantizer: of the updates.
+        masked_sum, mask_sum: (d + 1,) uint32.
+        summands: updates in the sum, each as often as its weight there.
+
+    Returns:
+        (d,) float64 mean, zeros where the total weight is 0; and the total weight.
 
     Raises:
         SumOutOfRangeError: what comes out cannot be a sum of honest updates.
     """
     loops(len(masked_sum)).subtract(masked_sum, mask_sum, codec.field.order)
-    mean, total_weight = quantizer.dequantize(codec.field, masked_sum, len(survivors))
-    return RoundResult(mean, total_weight, tuple(sorted(survivors)))
+    return quantizer.dequantize(codec.field, masked_sum, summands)

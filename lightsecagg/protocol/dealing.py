@@ -24,9 +24,9 @@ class Dealing:
 
     Args:
         codec: the round's codec.
-        name: whose mask it is, of which round.
+        name: which mask it is.
         length: coordinates that the mask hides.
-        keys: the pair keys with every other client of the cohort.
+        keys: the pair keys with every other client of the cohort, which has at least U clients.
         entropy: source of the seeds.
         spans: is told what takes how long.
     """
@@ -46,8 +46,8 @@ class Dealing:
         self._keys = keys
         self._spans = spans
         self._mask: Elements | None = None
-        parameters = codec.parameters
-        receivers = seeded_receivers(name.client, parameters.num_clients, parameters.target_survivors)
+        self._cohort = sorted({name.client, *keys})
+        receivers = seeded_receivers(name.client, self._cohort, codec.parameters.target_survivors)
         self._seeds = {receiver: entropy(SEED_BYTES) for receiver in receivers}
 
     @property
@@ -85,7 +85,7 @@ class Dealing:
             )
         yield SealedSeeds(self._name, memoryview(seeds))
         field = self._codec.field
-        shares = self._codec.seeded(self._name.client, self._seeds)
+        shares = self._codec.seeded(self._name.client, self._seeds, self._cohort)
         columns = self._codec.share_length(self._length)
         part = part_elements(field)
         mask = np.empty((len(self._codec.mask_points), columns), dtype=np.uint32)

@@ -19,6 +19,7 @@ from lightsecagg.sealing import ROUND_KEY_BYTES
 NONCE_BYTES = 32
 HASH_BYTES = 32
 MAX_ENTRIES = 16384
+MAX_LISTED = 4096
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 Number = Annotated[int, Meta(ge=1, le=MAX_CLIENTS)]
@@ -47,6 +48,19 @@ class Entry(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     dtype: Annotated[str, Meta(max_length=32)]
 
 
+class Buffering(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What an asynchronous run adds to the terms; all of it is fixed for the run.
+
+    ``weights`` has the weight of an update that is 0, 1, 2 … versions old; older ones are refused.
+    """
+
+    capacity: Number
+    target_survivors: Number
+    privacy_threshold: Annotated[int, Meta(ge=0, le=MAX_CLIENTS)]
+    buffer_size: Count
+    weights: tuple[Count, ...]
+
+
 class Terms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What every client of a run must have configured alike; a client compares them with its own."""
 
@@ -59,6 +73,8 @@ class Terms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     layout: Annotated[tuple[Entry, ...], Meta(max_length=MAX_ENTRIES)]
     application: Hash = bytes(HASH_BYTES)
     """Hash of whatever else all clients must see alike, as the application decides; zeros for nothing."""
+    buffering: Buffering | None = None
+    """In asynchronous runs."""
 
 
 class Member(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -72,7 +88,11 @@ class Member(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class MaskName(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Which mask a share is of: whose, for which global version (the round), for which upload of that."""
+    """Which mask a share is of: whose, for which global version, for which upload.
+
+    In a synchronous round the version is the round's number and the upload 0; in an asynchronous run uploads
+    are numbered through the whole run.
+    """
 
     client: Number
     version: Count
@@ -145,6 +165,20 @@ class ModelPart(Message, frozen=True, tag=11):
     data: memoryview
 
 
+class UploadStart(Message, frozen=True, tag=12):
+    """Server, asynchronous: train on this version; deal the mask of this upload to this cohort.
+
+    To its client an upload is a round: ``round`` is the upload's number, and so it is in the messages that
+    follow, to the ``RoundEnd``.
+    """
+
+    round: Count
+    version: Count
+    cohort: Annotated[tuple[Member, ...], Meta(min_length=2, max_length=MAX_CLIENTS)]
+    model_length: Count
+    model_hash: Hash
+
+
 # Sharing.
 
 
@@ -189,6 +223,22 @@ class Candidates(Message, frozen=True, tag=25):
 
     round: Count
     candidates: Bitmap
+
+
+class ShareOffer(Message, frozen=True, tag=26):
+    """Server, asynchronous: a share of this mask comes, sealed for this key of the receiver's."""
+
+    mask: MaskName
+    dealer: Member
+    key: AgreementKey
+    cohort: Bitmap
+    model_hash: Hash
+
+
+class ShareHeld(Message, frozen=True, tag=27):
+    """Client, asynchronous: this share arrived whole and opened."""
+
+    mask: MaskName
 
 
 # Uploading.
@@ -250,6 +300,43 @@ class AggregateEncodedMask(Message, frozen=True, tag=43):
     data: memoryview
 
 
+class Listed(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An update in a list, and how often it counts."""
+
+    client: Number
+    upload: Count
+    weight: Count
+
+
+class UpdateList(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The updates that go into one step of the model, from global version ``version`` on."""
+
+    number: Count
+    version: Count
+    entries: Annotated[tuple[Listed, ...], Meta(min_length=1, max_length=MAX_LISTED)]
+
+
+class ListAnnounced(Message, frozen=True, tag=44):
+    """Server, asynchronous: stand for this list."""
+
+    list: UpdateList
+
+
+class ListCertificate(Message, frozen=True, tag=45):
+    """Server, asynchronous: U signatures over one list, in the order of the endorsers' numbers."""
+
+    list: UpdateList
+    endorsers: Bitmap
+    identities: Annotated[bytes, Meta(max_length=MAX_CLIENTS * PUBLIC_BYTES)]
+    signatures: Annotated[bytes, Meta(max_length=MAX_CLIENTS * SIGNATURE_BYTES)]
+
+
+class Spent(Message, frozen=True, tag=46):
+    """Server, asynchronous: no list will name these masks any more."""
+
+    masks: Annotated[tuple[tuple[Number, Count], ...], Meta(max_length=MAX_LISTED)]
+
+
 # Closing.
 
 
@@ -262,6 +349,13 @@ class RoundEnd(Message, frozen=True, tag=50):
 
 class Leave(Message, frozen=True, tag=51):
     """Client: out of this round, still in the run."""
+
+    round: Count
+    reason: Reason
+
+
+class Withdraw(Message, frozen=True, tag=54):
+    """Client, asynchronous: nothing comes of this upload; it still holds its shares of the others'."""
 
     round: Count
     reason: Reason
@@ -306,7 +400,9 @@ FromServer = (
     | Welcome
     | Refused
     | RoundStart
+    | UploadStart
     | ModelPart
+    | ShareOffer
     | SealedSeed
     | EncodedMask
     | ReportShares
@@ -314,6 +410,9 @@ FromServer = (
     | UploadGrant
     | SurvivorSet
     | Certificate
+    | ListAnnounced
+    | ListCertificate
+    | Spent
     | RoundEnd
     | Finish
     | PlainStart
@@ -324,11 +423,13 @@ FromClient = (
     | SealedSeeds
     | EncodedMask
     | SharesHeld
+    | ShareHeld
     | UpdateReady
     | MaskedUpdate
     | Endorse
     | AggregateEncodedMask
     | Leave
+    | Withdraw
     | FinishAcknowledged
     | PlainReady
     | PlainUpdate
@@ -356,6 +457,6 @@ def as_plain(value: object) -> object:
 
 def round_of(message: Message) -> int | None:
     """The round that a message belongs to, or None where it belongs to the run."""
-    if isinstance(message, SealedSeeds | SealedSeed | EncodedMask):
+    if isinstance(message, SealedSeeds | SealedSeed | EncodedMask | ShareOffer | ShareHeld):
         return message.mask.version
     return getattr(message, "round", None)

@@ -30,10 +30,11 @@ from lightsecagg.protocol.actions import (
     StageReached,
     What,
 )
+from lightsecagg.protocol.attendance import Presence
 from lightsecagg.protocol.client_machine import ClientMachine, Running
 from lightsecagg.protocol.collecting import RoundResult
 from lightsecagg.protocol.model import ModelAssembly, model_streams
-from lightsecagg.protocol.server_machine import Presence, ServerMachine
+from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.transitions import (
     CLIENT_MOVES,
     FROM_PLAIN_CLIENT,
@@ -42,13 +43,14 @@ from lightsecagg.protocol.transitions import (
     ServerStage,
     move,
 )
-from lightsecagg.protocol.uploads import OutgoingUpload, UploadDesk
+from lightsecagg.protocol.uploads import OutgoingUpload, RunningSum, UploadDesk
 from lightsecagg.protocol.wire import PART_BYTES, encode
 from lightsecagg.spans import Spans, no_spans
 
 Floats = npt.NDArray[np.float32]
 
-_PART = PART_BYTES // 4  # float32 coordinates in a part
+PLAIN_PART = PART_BYTES // 4
+"""float32 coordinates in a part."""
 
 
 def weighted(update: npt.NDArray[np.floating], weight: int, max_weight: int) -> Floats:
@@ -98,10 +100,8 @@ class PlainServerRound(ServerMachine):
         upload_slots: int = 4,
         spans: Spans = no_spans,
     ) -> None:
-        total = np.zeros(dimension + 1, dtype=np.float64)
-        desk = UploadDesk(
-            round_number, dimension + 1, _PART, _read_floats, _add_floats, total, upload_slots, spans
-        )
+        self._sum = RunningSum(np.zeros(dimension + 1, dtype=np.float64), PLAIN_PART, add_floats, spans)
+        desk = UploadDesk(dimension + 1, PLAIN_PART, read_floats, self._sum.take, upload_slots)
         super().__init__(round_number, num_clients, target_survivors, desk)
         self._max_weight = max_weight
         self._model = model
@@ -153,8 +153,7 @@ class PlainServerRound(ServerMachine):
         if self._result is None:
             if not self.can_decode:
                 raise LocalProtocolError("finish() wants can_decode: freeze() first")
-            total, weight = self._desk.total[:-1], round(float(self._desk.total[-1]))
-            mean = total * (self._max_weight / weight) if weight else np.zeros(len(total))
+            mean, weight = mean_of(self._sum.total, self._max_weight)
             self._result = RoundResult(mean, weight, tuple(sorted(self._survivors)))
             self._move(ServerStage.DONE)
         return self._result
@@ -182,7 +181,18 @@ class PlainServerRound(ServerMachine):
                 return []
 
 
-def _read_floats(data: memoryview, count: int) -> Floats:
+def mean_of(total: npt.NDArray[np.float64], max_weight: int) -> tuple[npt.NDArray[np.float64], int]:
+    """The mean, (d,), and the total weight out of a sum of what ``weighted`` made; zeros for no weight."""
+    weight = round(float(total[-1]))
+    return (total[:-1] * (max_weight / weight) if weight else np.zeros(len(total) - 1)), weight
+
+
+def read_floats(data: memoryview, count: int) -> Floats:
+    """A checked part: (count,) float32.
+
+    Raises:
+        RemoteProtocolError: it has another length, or is not finite.
+    """
     if len(data) != 4 * count:
         raise RemoteProtocolError(Reason.BAD_LENGTH, "a part of an update of a wrong length")
     vector = np.frombuffer(data, dtype="<f4")
@@ -191,7 +201,8 @@ def _read_floats(data: memoryview, count: int) -> Floats:
     return vector
 
 
-def _add_floats(total: npt.NDArray[np.float64], part: Floats) -> None:
+def add_floats(total: npt.NDArray[np.float64], part: Floats) -> None:
+    """Add a part to a slice of the sum."""
     total += part
 
 
@@ -241,7 +252,7 @@ class PlainClientRound(ClientMachine[m.PlainStart, Running]):
             update,
             lambda vector: vector,
             self._length,
-            _PART,
+            PLAIN_PART,
             lambda piece: piece.astype("<f4", copy=False).view(np.uint8).data,
             lambda grant, index, data: m.PlainUpdate(number, grant, index, data),
             self._spans,

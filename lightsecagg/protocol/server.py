@@ -32,13 +32,14 @@ from lightsecagg.protocol.actions import (
     UploadCompleted,
     What,
 )
+from lightsecagg.protocol.attendance import Presence
 from lightsecagg.protocol.collecting import Answers, RoundResult, ShareTally, unmask
 from lightsecagg.protocol.cover import settle
 from lightsecagg.protocol.model import model_streams
-from lightsecagg.protocol.server_machine import Presence, ServerMachine
+from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.terms import Run, cohort_digest, cohort_flaw, quantizer_of, vector_length
 from lightsecagg.protocol.transitions import FROM_CLIENT, ServerStage
-from lightsecagg.protocol.uploads import UploadDesk
+from lightsecagg.protocol.uploads import RunningSum, UploadDesk
 from lightsecagg.protocol.wire import encode, part_elements
 from lightsecagg.quantize import SumOutOfRangeError
 from lightsecagg.spans import Spans, no_spans
@@ -88,16 +89,9 @@ class ServerRound(ServerMachine):
         field = PrimeField(terms.order)
         self._quantizer.check(field, parameters.num_clients)
         length = vector_length(terms)
-        desk = UploadDesk(
-            round_number,
-            length,
-            part_elements(field),
-            partial(check_packed, field),
-            partial(add_packed, field),
-            np.zeros(length, dtype=np.uint32),
-            upload_slots,
-            spans,
-        )
+        part = part_elements(field)
+        self._sum = RunningSum(np.zeros(length, dtype=np.uint32), part, partial(add_packed, field), spans)
+        desk = UploadDesk(length, part, partial(check_packed, field), self._sum.take, upload_slots)
         super().__init__(round_number, parameters.num_clients, parameters.target_survivors, desk)
         self.parameters = parameters
         self._spans = spans
@@ -113,7 +107,8 @@ class ServerRound(ServerMachine):
             hashlib.sha256(model).digest(),
         )
         self._digest = cohort_digest(run, self._start)
-        self._tally = ShareTally(self._codec, round_number, length)
+        names = (m.MaskName(number, round_number, 0) for number in self._codec.clients)
+        self._tallies = [ShareTally(self._codec, name, self._codec.clients, length) for name in names]
         self._dealt: set[int] = set()  # whose shares all went through
         self._reports: dict[int, frozenset[int]] = {}
         self._holders: frozenset[int] = frozenset()  # whose reports cover every update that is in
@@ -231,13 +226,18 @@ class ServerRound(ServerMachine):
             raise LocalProtocolError("finish() wants can_decode: U whole answers")
         try:
             with self._spans("decode"):
-                self._result = unmask(
-                    self._codec, self._quantizer, self._desk.total, self._answers.decode(), self._survivors
+                mean, total_weight = unmask(
+                    self._codec,
+                    self._quantizer,
+                    self._sum.total,
+                    self._answers.decode(),
+                    len(self._survivors),
                 )
         except SumOutOfRangeError as error:
             self._abort_reason = AbortReason.SUM_OUT_OF_RANGE
             self._move(ServerStage.ABORTED)
             raise RoundAborted(self._abort_reason, str(error)) from None
+        self._result = RoundResult(mean, total_weight, tuple(sorted(self._survivors)))
         self._move(ServerStage.DONE)
         return self._result
 
@@ -251,9 +251,9 @@ class ServerRound(ServerMachine):
     def _take(self, number: int, message: m.FromClient, raw: bytes | memoryview) -> list[Action]:
         match message:
             case m.SealedSeeds():
-                return self._relay(number, self._tally.relay_seeds(number, message))
+                return self._relay(number, self._tallies[number - 1].relay_seeds(message))
             case m.EncodedMask():
-                return self._relay(number, [self._tally.relay_part(number, message, raw)])
+                return self._relay(number, [self._tallies[number - 1].relay_part(message, raw)])
             case m.SharesHeld():
                 return self._take_report(number, message)
             case m.UpdateReady():
@@ -270,7 +270,7 @@ class ServerRound(ServerMachine):
                 raise AssertionError(message)
 
     def _relay(self, sender: int, sends: list[Send]) -> list[Action]:
-        if self._tally.is_all(sender):
+        if self._tallies[sender - 1].is_all:
             self._dealt.add(sender)
         return [send for send in sends if self._presence[send.to] is not Presence.GONE]
 

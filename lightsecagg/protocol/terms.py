@@ -10,15 +10,26 @@ from typing import cast
 
 import msgspec
 
+from lightsecagg.errors import ParameterError
 from lightsecagg.field import PrimeField
 from lightsecagg.identity import Identity, Roster, Verifier, verify
 from lightsecagg.labels import COHORT_DIGEST, PROTOCOL_VERSION, ROUND_KEY
 from lightsecagg.parameters import Parameters
-from lightsecagg.protocol.messages import NONCE_BYTES, Entry, Member, RoundStart, Terms, as_plain
+from lightsecagg.protocol.messages import (
+    MAX_LISTED,
+    NONCE_BYTES,
+    Buffering,
+    Entry,
+    Member,
+    RoundStart,
+    Terms,
+    as_plain,
+)
 from lightsecagg.quantize import FixedPoint, Rounding
 from lightsecagg.randomness import Entropy, system_entropy
 
 MODE_SYNC = "sync"
+MODE_ASYNC = "async"
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,16 @@ class Floors:
         min_privacy_threshold: smallest T.
         unique_survivor_set: demand 2U > N + T (promise 3).
         max_model_bytes: longest model it takes.
+        min_buffer_clients: fewest distinct clients in a list of an asynchronous run; T + 2 at least.
+        strict_weights: demand T + 2 distinct clients for each weight in such a list.
     """
 
     min_clients: int = 3
     min_privacy_threshold: int = 1
     unique_survivor_set: bool = False
     max_model_bytes: int = 2**32
+    min_buffer_clients: int = 0
+    strict_weights: bool = False
 
 
 def make_terms(
@@ -64,26 +79,79 @@ def make_terms(
     Raises:
         ParameterError: the field is too small, or none is large enough.
     """
+    return _terms(MODE_SYNC, quantizer, layout, num_clients, field, None)
+
+
+def make_buffered_terms(
+    quantizer: FixedPoint, layout: Sequence[Entry], buffering: Buffering, *, field: PrimeField | None = None
+) -> Terms:
+    """Terms for an asynchronous run; the field is the smallest that holds K · s_max updates if None.
+
+    Raises:
+        ParameterError: its numbers do not fit together, the field is too small, or none is large enough.
+    """
+    buffered_parameters(buffering)
+    return _terms(MODE_ASYNC, quantizer, layout, most_summands(buffering), field, buffering)
+
+
+def _terms(
+    mode: str,
+    quantizer: FixedPoint,
+    layout: Sequence[Entry],
+    summands: int,
+    field: PrimeField | None,
+    buffering: Buffering | None,
+) -> Terms:
     if field is None:
-        field = quantizer.smallest_field(num_clients)
-    quantizer.check(field, num_clients)
+        field = quantizer.smallest_field(summands)
+    quantizer.check(field, summands)
     return Terms(
-        MODE_SYNC,
+        mode,
         field.order,
         float(quantizer.clip),
         quantizer.fraction_bits,
         quantizer.max_weight,
         quantizer.rounding,
         tuple(layout),
+        buffering=buffering,
     )
+
+
+def most_summands(buffering: Buffering) -> int:
+    """K · s_max: as many updates as a list can amount to, each as often as it weighs."""
+    return buffering.buffer_size * max(buffering.weights)
+
+
+def buffered_parameters(buffering: Buffering) -> Parameters:
+    """C in the place of N, U and T of an asynchronous run.
+
+    Raises:
+        ParameterError: they do not fit together, or the buffer or the weights are empty.
+    """
+    if not 1 <= buffering.buffer_size <= MAX_LISTED or not buffering.weights or min(buffering.weights) < 1:
+        raise ParameterError(
+            f"wanted a buffer of 1..{MAX_LISTED} updates and weights of at least 1, found "
+            f"{buffering.buffer_size} and {list(buffering.weights)}"
+        )
+    return Parameters(buffering.capacity, buffering.target_survivors, buffering.privacy_threshold)
 
 
 def vector_terms(
     quantizer: FixedPoint, dimension: int, *, num_clients: int, field: PrimeField | None = None
 ) -> Terms:
     """Terms for updates that are one plain vector of ``dimension`` floats."""
-    layout = [Entry("update", (dimension,), "float64")]
-    return make_terms(quantizer, layout, num_clients=num_clients, field=field)
+    return make_terms(quantizer, _vector(dimension), num_clients=num_clients, field=field)
+
+
+def buffered_vector_terms(
+    quantizer: FixedPoint, dimension: int, buffering: Buffering, *, field: PrimeField | None = None
+) -> Terms:
+    """Terms of an asynchronous run for updates that are one plain vector of ``dimension`` floats."""
+    return make_buffered_terms(quantizer, _vector(dimension), buffering, field=field)
+
+
+def _vector(dimension: int) -> list[Entry]:
+    return [Entry("update", (dimension,), "float64")]
 
 
 def quantizer_of(terms: Terms) -> FixedPoint:

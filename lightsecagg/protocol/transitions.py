@@ -66,6 +66,24 @@ SERVER_MOVES: dict[ServerStage, frozenset[ServerStage]] = {
 }
 
 
+class BufferStage(StrEnum):
+    """Where an asynchronous run stands at the server: what becomes of the next list."""
+
+    COLLECTING = "collecting"  # updates come into the buffer
+    ENDORSING = "endorsing"  # holders sign the list
+    RECOVERING = "recovering"  # holders send the weighted sums of their shares
+    PUBLISHING = "publishing"  # the sum is decoded; the next version is being made of it
+
+
+BUFFER_MOVES: dict[BufferStage, frozenset[BufferStage]] = {
+    # a run without masks has nothing to endorse
+    BufferStage.COLLECTING: frozenset({BufferStage.ENDORSING, BufferStage.RECOVERING}),
+    BufferStage.ENDORSING: frozenset({BufferStage.RECOVERING, BufferStage.COLLECTING}),
+    BufferStage.RECOVERING: frozenset({BufferStage.PUBLISHING, BufferStage.COLLECTING}),
+    BufferStage.PUBLISHING: frozenset({BufferStage.COLLECTING}),
+}
+
+
 class UpdateState(StrEnum):
     """A client's own column beside its shares: what became of its update."""
 
@@ -106,8 +124,8 @@ CLIENT_MOVES: dict[ClientStage, frozenset[ClientStage]] = {
     ClientStage.OVER: frozenset(),
 }
 
-Stage = ServerStage | ClientStage
-_State = TypeVar("_State", ServerStage, ClientStage, UpdateState)
+Stage = ServerStage | BufferStage | ClientStage
+_State = TypeVar("_State", ServerStage, BufferStage, ClientStage, UpdateState)
 Rows = dict[type[m.Message], tuple[frozenset[Stage], frozenset[Stage]]]
 
 _S, _C = ServerStage, ClientStage
@@ -135,6 +153,28 @@ FROM_PLAIN_CLIENT: Rows = {
     m.Leave: (frozenset({_S.UPLOADING, _S.COUNTING}), _SERVER_ENDED),
 }
 
+_B = BufferStage
+_ALWAYS = frozenset(BufferStage)
+
+# Uploads go on whatever becomes of the lists; which upload a message is of decides whether it is late.
+FROM_BUFFERED_CLIENT: Rows = {
+    m.SealedSeeds: (_ALWAYS, frozenset()),
+    m.EncodedMask: (_ALWAYS, frozenset()),
+    m.ShareHeld: (_ALWAYS, frozenset()),
+    m.UpdateReady: (_ALWAYS, frozenset()),
+    m.MaskedUpdate: (_ALWAYS, frozenset()),
+    m.Withdraw: (_ALWAYS, frozenset()),
+    m.Endorse: (frozenset({_B.ENDORSING}), frozenset({_B.RECOVERING, _B.PUBLISHING, _B.COLLECTING})),
+    m.AggregateEncodedMask: (frozenset({_B.RECOVERING}), frozenset({_B.PUBLISHING, _B.COLLECTING})),
+    m.Leave: (_ALWAYS, frozenset()),
+}
+
+FROM_PLAIN_BUFFERED_CLIENT: Rows = {
+    m.UpdateReady: (_ALWAYS, frozenset()),
+    m.PlainUpdate: (_ALWAYS, frozenset()),
+    m.Leave: (_ALWAYS, frozenset()),
+}
+
 _RUNNING = frozenset({_C.SHARING, _C.REPORTED, _C.CANDIDATES, _C.ENDORSED, _C.ANSWERED})
 _ENDED = frozenset({_C.OVER})
 
@@ -153,6 +193,15 @@ FROM_SERVER: Rows = {
     m.RoundEnd: (_RUNNING, _ENDED),
 }
 
+
+# What comes to a client of an asynchronous run about its own upload; what it holds of the others' is the
+# holder's, at any time.
+FROM_BUFFERED_SERVER: Rows = {
+    m.UploadStart: (frozenset({_C.KEYED, _C.SHARING}), _ENDED),
+    m.ModelPart: (frozenset({_C.SHARING}), _ENDED),
+    m.UploadGrant: (frozenset({_C.SHARING}), _ENDED),
+    m.RoundEnd: (frozenset({_C.SHARING}), _ENDED),
+}
 
 FROM_PLAIN_SERVER: Rows = {
     m.PlainStart: (frozenset({_C.KEYED, _C.CANDIDATES}), _ENDED),

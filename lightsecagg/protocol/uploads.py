@@ -109,52 +109,71 @@ class OutgoingUpload(Generic[_Own]):
 class _Upload:
     """What the server knows of one client's upload."""
 
+    round: int
     state: UpdateState = UpdateState.TRAINING
     grant: int = 0
     granted: set[int] = field(default_factory=set)
     partial: list[Vector] = field(default_factory=list)
 
 
-class UploadDesk:
-    """The server's side: grants a few slots at a time, and adds whole updates to one running sum.
+class RunningSum:
+    """The sum of the vectors that came in whole.
 
     Args:
-        round_number: stands in the grants.
-        length: coordinates of each vector.
+        total: zeros, as long as the vectors.
         part: coordinates in a part.
-        read: (data, count) to a checked part, as ``add`` takes it; raises RemoteProtocolError.
-        add: adds such a part to a slice of ``total``.
-        total: zeros of ``length``.
-        slots: grants that are out at a time, and so partial updates in memory.
+        add: adds a part, as the desk read it, to a slice of ``total``.
         spans: is told what takes how long.
     """
 
     def __init__(
+        self, total: Vector, part: int, add: Callable[[Vector, Vector], None], spans: Spans = no_spans
+    ) -> None:
+        self.total = total
+        self._part = part
+        self._add = add
+        self._spans = spans
+
+    def take(self, _number: int, parts: Sequence[Vector]) -> None:
+        """Add one client's vector."""
+        with self._spans("sum"):
+            spread(partial(self._add_parts, parts), len(parts), 1)
+
+    def _add_parts(self, parts: Sequence[Vector], start: int, stop: int) -> None:
+        for place in range(start, stop):
+            self._add(self.total[place * self._part : (place + 1) * self._part], parts[place])
+
+
+class UploadDesk:
+    """The server's side: grants a few slots at a time, and hands on updates that are whole.
+
+    Args:
+        length: coordinates of each vector.
+        part: coordinates in a part.
+        read: (data, count) to a checked part; raises RemoteProtocolError.
+        take_in: is given a client's number and the checked parts of its whole vector.
+        slots: grants that are out at a time, and so partial updates in memory.
+    """
+
+    def __init__(
         self,
-        round_number: int,
         length: int,
         part: int,
         read: Callable[[memoryview, int], Vector],
-        add: Callable[[Vector, Vector], None],
-        total: Vector,
+        take_in: Callable[[int, list[Vector]], None],
         slots: int,
-        spans: Spans = no_spans,
     ) -> None:
-        self._round = round_number
         self._length = length
         self._part = part
         self._read = read
-        self._add = add
+        self._take_in = take_in
         self._slots = slots
-        self._spans = spans
         self._uploads: dict[int, _Upload] = {}
         self._queue: deque[int] = deque()
         self._admitted: frozenset[int] = frozenset()
         self._next_grant = 1
-        self.total = total
-        """The sum of the vectors that are in."""
         self.inside: frozenset[int] = frozenset()
-        """Whose vectors these are."""
+        """Whose vectors are in."""
 
     @property
     def holders(self) -> dict[int, tuple[int, int]]:
@@ -170,14 +189,25 @@ class UploadDesk:
         """Whether a client that may upload and is ready waits for a slot."""
         return any(number in self._admitted for number in self._queue)
 
+    def begin(self, number: int, round_number: int) -> None:
+        """The client is to train an update; its grants will name this round."""
+        self._uploads[number] = _Upload(round_number)
+        self.inside -= {number}
+
+    def end(self, number: int) -> list[Action]:
+        """Nothing more comes of the client's update; its slot is free."""
+        self._uploads.pop(number, None)
+        if number in self._queue:
+            self._queue.remove(number)
+        return self._grant()
+
     def state(self, number: int) -> UpdateState:
         """Where this client's update is."""
-        return self._upload(number).state
+        return self._uploads[number].state
 
     def admit(self, numbers: Iterable[int]) -> list[Action]:
-        """Only these clients get grants; they may be ready already."""
+        """Only these clients get grants; they may be ready already, and others may follow later."""
         self._admitted = frozenset(numbers)
-        self._queue = deque(number for number in self._queue if number in self._admitted)
         return self._grant()
 
     def ready(self, number: int, *, waits: bool = True) -> list[Action]:
@@ -189,7 +219,7 @@ class UploadDesk:
         Raises:
             RemoteProtocolError: it said so before.
         """
-        upload = self._upload(number)
+        upload = self._uploads[number]
         if upload.state is not UpdateState.TRAINING:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "UpdateReady was said twice")
         upload.state = move(UPDATE_MOVES, upload.state, UpdateState.READY)
@@ -199,8 +229,8 @@ class UploadDesk:
 
     def suspend(self, number: int) -> list[Action]:
         """The client is away or gone: its slot and partial update are lost."""
-        upload = self._upload(number)
-        if upload.state is UpdateState.GRANTED:
+        upload = self._uploads.get(number)
+        if upload is not None and upload.state is UpdateState.GRANTED:
             upload.state = move(UPDATE_MOVES, upload.state, UpdateState.READY)
             upload.partial = []
         elif number in self._queue:
@@ -209,14 +239,15 @@ class UploadDesk:
 
     def resume(self, number: int) -> list[Action]:
         """The client is back; if it was ready it waits for a slot again."""
-        if self._upload(number).state is UpdateState.READY and number not in self._queue:
+        upload = self._uploads.get(number)
+        if upload is not None and upload.state is UpdateState.READY and number not in self._queue:
             self._queue.append(number)
         return self._grant()
 
     def revoke(self, number: int) -> list[Action]:
         """Take a slot from a client that brings nothing; it queues again, behind the others."""
-        upload = self._upload(number)
-        if upload.state is not UpdateState.GRANTED:
+        upload = self._uploads.get(number)
+        if upload is None or upload.state is not UpdateState.GRANTED:
             return []
         upload.state = move(UPDATE_MOVES, upload.state, UpdateState.READY)
         upload.partial = []
@@ -229,7 +260,7 @@ class UploadDesk:
         Raises:
             RemoteProtocolError: no such grant, or not the next part, or not of its length or range.
         """
-        upload = self._upload(number)
+        upload = self._uploads[number]
         if grant not in upload.granted:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a part under a grant that was never given")
         if upload.state is UpdateState.READY or grant != upload.grant:
@@ -241,19 +272,11 @@ class UploadDesk:
         upload.partial.append(self._read(data, part_length(self._length, self._part, index)))
         if len(upload.partial) < part_count(self._length, self._part):
             return []
-        with self._spans("sum"):
-            spread(partial(self._add_parts, upload.partial), len(upload.partial), 1)
-        upload.partial = []
+        parts, upload.partial = upload.partial, []
         upload.state = move(UPDATE_MOVES, upload.state, UpdateState.IN)
         self.inside |= {number}
+        self._take_in(number, parts)
         return [UploadCompleted(number), *self._grant()]
-
-    def _add_parts(self, parts: Sequence[Vector], start: int, stop: int) -> None:
-        for place in range(start, stop):
-            self._add(self.total[place * self._part : (place + 1) * self._part], parts[place])
-
-    def _upload(self, number: int) -> _Upload:
-        return self._uploads.setdefault(number, _Upload())
 
     def _grant(self) -> list[Action]:
         actions: list[Action] = []
@@ -261,10 +284,10 @@ class UploadDesk:
         waiting = [number for number in self._queue if number in self._admitted][: max(free, 0)]
         for number in waiting:
             self._queue.remove(number)
-            upload = self._upload(number)
+            upload = self._uploads[number]
             upload.state = move(UPDATE_MOVES, upload.state, UpdateState.GRANTED)
             upload.grant = self._next_grant
             upload.granted.add(upload.grant)
             self._next_grant += 1
-            actions.append(Send(number, encode(UploadGrant(self._round, upload.grant))))
+            actions.append(Send(number, encode(UploadGrant(upload.round, upload.grant))))
         return actions

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightsecagg.settings.schema import Settings
 
 _SECURE = "secure_aggregation_args"
+_MAX_SLOTS = 1024
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,19 @@ class ConflictError(ConfigError):
 
 def conflicts(settings: Settings) -> tuple[Problem, ...]:
     """Everything in ``settings`` that contradicts itself; empty for a configuration that fits together."""
-    return (*_cohort(settings), *_threshold(settings), *_floors(settings), *_timing(settings))
+    found = (*_cohort(settings), *_threshold(settings), *_floors(settings), *_timing(settings))
+    return (*found, *_buffer(settings)) if settings.asynchronous else found
 
 
 def _cohort(settings: Settings) -> Iterator[Problem]:
     workers, train = settings.device_args.worker_num, settings.train_args
     per_round, cohort = "train_args.client_num_per_round", settings.cohort_size
-    if cohort > workers:
+    if settings.asynchronous and cohort != workers:
+        wanted = f"nothing, or device_args.worker_num ({workers}): in async mode no client waits for a round"
+        yield Problem(per_round, wanted, str(cohort))
+    elif cohort > workers:
         yield Problem(per_round, f"at most device_args.worker_num ({workers})", str(cohort))
-    if settings.secure and cohort < 2:
+    elif settings.secure and cohort < 2:
         key = "device_args.worker_num" if train.client_num_per_round is None else per_round
         yield Problem(
             key, "at least 2 for secure aggregation (the sum of one client is its update)", str(cohort)
@@ -118,6 +123,25 @@ def _joined(settings: Settings) -> Iterator[Problem]:
     else:
         return
     yield Problem(f"{_SECURE}.min_joined", wanted, str(joined))
+
+
+def _buffer(settings: Settings) -> Iterator[Problem]:
+    secure, workers = settings.secure_aggregation_args, settings.device_args.worker_num
+    size, clients, threshold = secure.buffer_size, secure.min_buffer_clients, secure.privacy_guarantee
+    if workers > _MAX_SLOTS:
+        wanted = f"at most {_MAX_SLOTS} in async mode (each client has a slot for the whole run)"
+        yield Problem("device_args.worker_num", wanted, str(workers))
+    key = f"{_SECURE}.min_buffer_clients"
+    if clients is not None and clients > workers:
+        yield Problem(key, f"at most device_args.worker_num ({workers})", str(clients))
+    if clients is not None and threshold is not None and clients < threshold + 2:
+        wanted = f"at least {_SECURE}.privacy_guarantee + 2 ({threshold + 2})"
+        yield Problem(key, f"{wanted}: T colluders must leave two updates unknown", str(clients))
+    elif size is not None and clients is not None and size < clients:
+        yield Problem(f"{_SECURE}.buffer_size", f"at least {key} ({clients})", str(size))
+    elif size is not None and threshold is not None and size < threshold + 2:
+        wanted = f"at least {_SECURE}.privacy_guarantee + 2 ({threshold + 2})"
+        yield Problem(f"{_SECURE}.buffer_size", wanted, str(size))
 
 
 def _timing(settings: Settings) -> Iterator[Problem]:

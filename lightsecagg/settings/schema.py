@@ -11,7 +11,6 @@ from lightsecagg.settings.types import (
     Count,
     ExtraAnswers,
     FilePath,
-    Mode,
     Name,
     NameOfRank,
     NotNegative,
@@ -24,6 +23,8 @@ from lightsecagg.settings.types import (
     Seconds,
     SecureMethod,
     Seed,
+    StalenessText,
+    StalenessValues,
     Whole,
 )
 
@@ -83,12 +84,13 @@ class TrainArgs(Section):
     client_id_list: Ranks | None = None
     client_num_in_total: Count | None = None  # data silos; None: worker_num
     client_num_per_round: Count | None = None  # cohort size; None: worker_num
-    comm_round: Count = 2
+    comm_round: Count = 2  # rounds; lists, each one version of the model, in an asynchronous run
     epochs: Count = 1
     batch_size: Count = 10
     client_optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: Positive = 0.03
     weight_decay: NotNegative = 0.001
+    server_lr: Positive = 1.0  # share of the mean update that is added to the model
 
 
 class ValidationArgs(Section):
@@ -102,13 +104,13 @@ class SecureAggregationArgs(Section):
 
     enable_sa: bool = True
     sa_method: SecureMethod = "lightsecagg"
-    mode: Mode = "sync"
+    mode: Literal["sync", "async"] = "sync"  # async: every client trains at its own pace
     prime_number: PrimeNumber = "auto"
     strict: bool = False  # refuse a prime that cannot hold the sum, instead of replacing it
     precision_parameter: int = Field(default=16, ge=1, le=30)  # fraction bits
     clip: Positive = 8.0
     max_weight: int = Field(default=1000, ge=1, lt=2**32)
-    rounding: Literal["nearest", "stochastic"] = "nearest"
+    rounding: Literal["nearest", "stochastic"] | None = None  # None: nearest, or stochastic in async mode
 
     targeted_number_active_clients: Count | None = None  # U; None: planned from the rates
     privacy_guarantee: Whole | None = None  # T; None: planned from the rates
@@ -121,6 +123,14 @@ class SecureAggregationArgs(Section):
     require_unique_survivor_set: bool | None = None  # leave rounds without 2U > N + T; None: with a roster
     roster: FilePath | None = None
     identity: FilePath | None = None
+
+    # Asynchronous runs only; a synchronous one ignores these.
+    buffer_size: Count | None = None  # K, updates in one list; None: planned
+    staleness: StalenessText = "constant"  # or 'polynomial(a)', 'hinge(a, b)'
+    staleness_values: StalenessValues = (1, 2, 4)  # the weights that staleness is rounded to
+    max_staleness: int = Field(default=10, ge=0, le=1024)  # versions; older updates are refused
+    strict_weights: bool = False  # leave lists with fewer than T + 2 clients of one weight
+    min_buffer_clients: Count | None = None  # distinct clients in a list; None: T + 2
 
     min_joined: Count | None = None  # None: cohort size
     upload_slots: Count = 4
@@ -232,6 +242,11 @@ class Settings(Section):
         return self.secure_aggregation_args.enable_sa and self.train_args.federated_optimizer == "LSA"
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether clients train at their own pace and the server averages a buffer of their updates."""
+        return self.secure_aggregation_args.mode == "async"
+
+    @property
     def cohort_size(self) -> int:
         """N as configured: how many clients take part in a round when all are there."""
         return self.train_args.client_num_per_round or self.device_args.worker_num
@@ -240,6 +255,15 @@ class Settings(Section):
     def num_silos(self) -> int:
         """Into how many parts the data set is split."""
         return self.train_args.client_num_in_total or self.device_args.worker_num
+
+    @property
+    def rounding(self) -> Literal["nearest", "stochastic"]:
+        """How updates are rounded.
+
+        Unbiased in async mode: there the errors of many small steps, each of few updates, would add up.
+        """
+        given = self.secure_aggregation_args.rounding
+        return given or ("stochastic" if self.asynchronous else "nearest")
 
     @property
     def min_clients(self) -> int:
@@ -287,8 +311,16 @@ class Settings(Section):
             "secure_aggregation_args.precision_parameter": secure.precision_parameter,
             "secure_aggregation_args.clip": secure.clip,
             "secure_aggregation_args.max_weight": secure.max_weight,
-            "secure_aggregation_args.rounding": secure.rounding,
+            "secure_aggregation_args.rounding": self.rounding,
         }
         if data.partition_method == "hetero":  # the concentration means nothing in a uniform split
             values["data_args.partition_alpha"] = data.partition_alpha
+        if self.asynchronous:
+            values |= {
+                "secure_aggregation_args.staleness": secure.staleness,
+                "secure_aggregation_args.staleness_values": ", ".join(map(str, secure.staleness_values)),
+                "secure_aggregation_args.max_staleness": secure.max_staleness,
+            }
+            if secure.buffer_size is not None:
+                values["secure_aggregation_args.buffer_size"] = secure.buffer_size
         return {key: str(value) for key, value in sorted(values.items())}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +16,13 @@ from pydantic_core import PydanticCustomError
 WANTED = "wanted"  # the error type whose message is exactly the text after "wanted"
 
 _FIELD_LIMIT = 2**32
+_WEIGHT_LIMIT = 2**16
+
+_NUMBERS_OF_STALENESS = {"constant": 0, "polynomial": 1, "hinge": 2}
+_STALENESS = re.compile(
+    r" *(constant|polynomial|hinge)"
+    r"(?: *\( *([0-9]{1,9}(?:\.[0-9]{1,9})?) *(?:, *([0-9]{1,9}) *)?\))? *"
+)
 
 
 def _wanted(text: str) -> PydanticCustomError:
@@ -55,6 +65,36 @@ def _ranks(value: Any) -> Any:
     return ranks
 
 
+def _staleness(value: Any) -> Any:
+    # Only the form is checked here, and written in one way so that equal settings compare equal; what the
+    # function is, the core knows.
+    found = _STALENESS.fullmatch(value) if isinstance(value, str) else None
+    if found is not None:
+        kind, *given = found.groups()
+        numbers = [Decimal(number) for number in given if number is not None]
+        if len(numbers) == _NUMBERS_OF_STALENESS[kind] and all(number > 0 for number in numbers[:1]):
+            written = ", ".join(f"{number.normalize():f}" for number in numbers)
+            return f"{kind}({written})" if numbers else kind
+    raise _wanted(
+        "'constant', 'polynomial(a)' with a > 0, or 'hinge(a, b)' with a > 0 and a whole number b ≥ 0, "
+        "such as 'polynomial(0.5)' or 'hinge(10, 4)'"
+    )
+
+
+def _weights(value: Any) -> Any:
+    weights = tuple(value) if isinstance(value, list | tuple) else ()
+    if (
+        not weights
+        or any(type(weight) is not int or not 1 <= weight <= _WEIGHT_LIMIT for weight in weights)
+        or any(low >= high for low, high in pairwise(weights))
+    ):
+        raise _wanted(
+            f"a list of distinct whole numbers from 1 to {_WEIGHT_LIMIT}, the smallest first, "
+            "such as [1, 2, 4]"
+        )
+    return weights
+
+
 def _served(*values: object, wanted: str) -> BeforeValidator:
     """Takes exactly ``values``; anything else is refused with words that say why the list is short."""
 
@@ -80,10 +120,9 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 NameOfRank = Annotated[str, BeforeValidator(_name_of_rank)]
 Ranks = Annotated[tuple[int, ...], BeforeValidator(_ranks)]
 PrimeNumber = Annotated[Literal["auto"] | int, BeforeValidator(_prime_number)]
+StalenessText = Annotated[str, BeforeValidator(_staleness)]
+StalenessValues = Annotated[tuple[int, ...], BeforeValidator(_weights)]
 ExtraAnswers = Annotated[Literal[0], _served(0, wanted="0 (robust decoding is not in this version)")]
-Mode = Annotated[
-    Literal["sync"], _served("sync", wanted="'sync' (asynchronous rounds are not in this version)")
-]
 SecureMethod = Annotated[
     Literal["lightsecagg"],
     _served("lightsecagg", wanted="'lightsecagg' (FedML's other methods are not served)"),

@@ -15,10 +15,12 @@ from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.server import ServerRound
 from lightsecagg.protocol.transitions import FROM_CLIENT, ClientStage, ServerStage, Verdict, judge
 from lightsecagg.protocol.wire import encode, from_client, from_server
+from lightsecagg.simulation.disorder import Disorder
 from lightsecagg.simulation.faults import Fate, Fault, Plan
-from lightsecagg.simulation.network import Link, Network, Outlet, Possible
+from lightsecagg.simulation.lies import spoil
+from lightsecagg.simulation.network import Link, Network, Possible
 
-_SEALED_SEED = 48  # a sealed seed's bytes
+_SLOW = 0.03  # how likely a slow client takes its turn
 
 
 class FlawError(Exception):
@@ -52,7 +54,7 @@ class Chaos(Network):
         self._reached: dict[ServerStage, int] = {}
         self._faults = list(plan.faults)
         self._returns: dict[int, int] = {}
-        self._frozen: set[int] = set()
+        self._disorder = Disorder(rng, dict.fromkeys(plan.slow, _SLOW))
         self._revocations, self._repeats = plan.revocations, plan.repeats
         self._sent: list[tuple[int, m.FromClient, bytes]] = []
         self._repeatable: list[tuple[int, bytes]] = []
@@ -113,7 +115,7 @@ class Chaos(Network):
         found = self.possible()
         offers = [what for what in self.offers if self._may_accept(what)]
         if found and (not offers or self._chance.random() < 0.8):
-            self._happen(self._chance.choice(self._hurried(found)))
+            self._happen(self._disorder.choose(found))
         elif offers:
             self.offers.remove(offers[0])
             self._accept(offers[0])
@@ -122,36 +124,11 @@ class Chaos(Network):
 
     def _happen(self, what: Possible) -> None:
         if self._trace is not None:
-            self._trace(f"{self._clock:6} {self.server.stage.value:10} {self._named(what)}")
+            self._trace(f"{self._clock:6} {self.server.stage.value:10} {self.named(what)}")
         self.do(what)
 
-    def _named(self, what: Possible) -> str:
-        if isinstance(what, int):
-            return f"{what} has trained"
-        if isinstance(what, Outlet):
-            return f"{what.owner} computes its next part"
-        sender, receiver = what
-        raw = self._links[what][0]
-        message = from_client(raw) if receiver == SERVER else from_server(raw)
-        return f"{sender} -> {receiver}: {type(message).__name__}"
-
     def possible(self) -> list[Possible]:
-        found = super().possible()
-        if self._frozen:
-            found = [what for what in found if not self._touches(what) & self._frozen]
-        return found
-
-    @staticmethod
-    def _touches(what: Possible) -> set[int]:
-        if isinstance(what, tuple):
-            return set(what)
-        return {what if isinstance(what, int) else what.owner}
-
-    def _hurried(self, found: list[Possible]) -> list[Possible]:
-        """Those that are not slow, most of the time."""
-        if not self._plan.slow or self._chance.random() < 0.03:
-            return found
-        return [what for what in found if not self._touches(what) & self._plan.slow] or found
+        return self._disorder.lively(super().possible())
 
     def _may_accept(self, what: What) -> bool:
         return what is not What.CLOSE or not self._plan.patient or self.server.missing <= self._plan.doomed
@@ -199,7 +176,7 @@ class Chaos(Network):
             self.back(number)
         for fault in [fault for fault in self._faults if self._is_due(fault)]:
             self._faults.remove(fault)
-            if fault.number not in self.lost | self._frozen and self.outcome is None:
+            if fault.number not in self.lost | self._disorder.frozen and self.outcome is None:
                 self._befall(fault)
 
     def _is_due(self, fault: Fault) -> bool:
@@ -216,11 +193,11 @@ class Chaos(Network):
                 self.left.add(number)
                 self.perform(number, self.clients[number].leave(Reason.STOPPED_BY_USER))
             case Fate.FREEZE:
-                self._frozen.add(number)
+                self._disorder.frozen.add(number)
             case Fate.DEPART:
                 self._returns.pop(number, None)
                 self.away(number)
-                self._frozen.add(number)
+                self._disorder.frozen.add(number)
             case Fate.VISIT:
                 self.away(number)
                 self._returns[number] = self._clock + fault.absence
@@ -282,21 +259,15 @@ class Chaos(Network):
         super()._put(owner, send)
 
     def _tampered(self, liar: int, raw: bytes | memoryview) -> bytes | memoryview:
-        victims = self._plan.dealers.get(liar, frozenset())
-        match from_client(raw):
-            case m.SealedSeeds(mask, data) if victims:
+        message = from_client(raw)
+        match message:
+            case m.SealedSeeds() | m.EncodedMask() if liar in self._plan.dealers:
                 n, u = self._plan.parameters.num_clients, self._plan.parameters.target_survivors
-                spoilt = bytearray(data)
-                for place, receiver in enumerate(seeded_receivers(liar, n, u)[1:]):
-                    if receiver in victims:
-                        spoilt[place * _SEALED_SEED] ^= 1
-                        self.liars.add(liar)
-                return encode(m.SealedSeeds(mask, memoryview(spoilt)))
-            case m.EncodedMask(mask, receiver, index, data) if receiver in victims:
-                self.liars.add(liar)
-                spoilt = bytearray(data)
-                spoilt[-1] ^= 1
-                return encode(m.EncodedMask(mask, receiver, index, memoryview(spoilt)))
+                seeded = seeded_receivers(liar, range(1, n + 1), u)
+                spoilt = spoil(message, self._plan.dealers[liar], seeded)
+                if spoilt is not None:
+                    self.liars.add(liar)
+                    return encode(spoilt)
             case m.SharesHeld(number, held) if liar in self._plan.complainers:
                 n = self._plan.parameters.num_clients
                 claimed = (m.members(held, n) or frozenset()) - self._plan.complainers[liar]

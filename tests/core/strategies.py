@@ -59,6 +59,12 @@ def values_of(info: inspect.Type) -> st.SearchStrategy[Any]:
             return st.lists(values_of(info.item_type), min_size=low, max_size=low + 3).map(tuple)
         case inspect.DictType():
             return st.dictionaries(values_of(info.key_type), values_of(info.value_type), max_size=3)
+        case inspect.UnionType():
+            return st.one_of(*(values_of(each) for each in info.types))
+        case inspect.NoneType():
+            return st.none()
+        case inspect.TupleType():
+            return st.tuples(*(values_of(each) for each in info.item_types))
         case inspect.StructType():
             return st.builds(info.cls, *(values_of(field.type) for field in info.fields))
     raise AssertionError(f"a kind of field that has no strategy yet: {info}")

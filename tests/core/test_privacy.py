@@ -57,7 +57,7 @@ def seeded_experiment(
 ) -> Experiment:
     """All values of the U freely chosen shares; the product derives the mask and the other shares."""
     columns = every_choice(p, u)
-    receivers = seeded_receivers(owner, n, u)
+    receivers = seeded_receivers(owner, range(1, n + 1), u)
     rows = {bytes([receiver] * 32): columns[k] for k, receiver in enumerate(receivers)}
     monkeypatch.setattr(
         seeded,
@@ -65,7 +65,9 @@ def seeded_experiment(
         lambda seed, field, start, out: np.copyto(out, rows[seed][start : start + len(out)]),
     )
     codec = MaskCodec(PrimeField(p), Parameters(n, u, t))
-    dealer = SeededShares(codec, owner, {receiver: bytes([receiver] * 32) for receiver in receivers})
+    dealer = SeededShares(
+        codec, owner, codec.clients, {receiver: bytes([receiver] * 32) for receiver in receivers}
+    )
     mask, derived = dealer.whole((u - t) * columns.shape[1])
     shares = derived | {receiver: columns[k] for k, receiver in enumerate(receivers)}
     assert sorted(shares) == list(range(1, n + 1))

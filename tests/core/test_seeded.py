@@ -32,7 +32,7 @@ def all_shares(
     codec: MaskCodec, owner: int, seeds: dict[int, bytes], d: int
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """The mask and the shares of all clients, the seeded ones expanded by their receivers."""
-    mask, derived = SeededShares(codec, owner, seeds).whole(d)
+    mask, derived = SeededShares(codec, owner, codec.clients, seeds).whole(d)
     m = codec.share_length(d)
     return mask, derived | {j: expand(seed, codec.field, 0, m) for j, seed in seeds.items()}
 
@@ -72,7 +72,7 @@ def test_any_u_of_the_shares_decode_to_the_mask_and_sums_to_the_sum(
 def test_columns_tile_by_tile_are_those_of_the_whole(p: int, width: int) -> None:
     codec = codec_of(5, 3, 1, p)
     d = 70 if width < 100 else 2 * 17_001 + 1  # the last one more than a block, and an odd number of it
-    dealer = SeededShares(codec, 4, seeds_of(4, 5, 3))
+    dealer = SeededShares(codec, 4, codec.clients, seeds_of(4, 5, 3))
     mask, derived = dealer.whole(d)
     tiles = [Tile(*map(np.copy, tile)) for tile in dealer.tiles(d, width)]
     m = codec.share_length(d)
@@ -89,16 +89,19 @@ def test_columns_tile_by_tile_are_those_of_the_whole(p: int, width: int) -> None
 def test_another_seed_makes_another_mask_and_the_same_seeds_the_same() -> None:
     codec = codec_of(5, 3, 1, 2**32 - 5)
     seeds = seeds_of(2, 5, 3)
-    mask, _ = SeededShares(codec, 2, seeds).whole(9)
-    assert SeededShares(codec, 2, dict(reversed(seeds.items()))).whole(9)[0].tolist() == mask.tolist()
+    mask, _ = SeededShares(codec, 2, codec.clients, seeds).whole(9)
+    assert (
+        SeededShares(codec, 2, codec.clients, dict(reversed(seeds.items()))).whole(9)[0].tolist()
+        == mask.tolist()
+    )
     for receiver in seeds:
         other = {**seeds, receiver: oracle.seed_named("other")}
-        assert not np.any(SeededShares(codec, 2, other).whole(9)[0] == mask)
+        assert not np.any(SeededShares(codec, 2, codec.clients, other).whole(9)[0] == mask)
 
 
 def test_a_client_that_tolerates_no_loss_derives_no_shares() -> None:
     codec = codec_of(3, 3, 1, 13)
-    mask, shares = SeededShares(codec, 3, seeds_of(3, 3, 3)).whole(5)
+    mask, shares = SeededShares(codec, 3, codec.clients, seeds_of(3, 3, 3)).whole(5)
     assert shares == {}
     assert len(mask) == 5
 
@@ -106,10 +109,10 @@ def test_a_client_that_tolerates_no_loss_derives_no_shares() -> None:
 @pytest.mark.parametrize("receivers", [(), (2, 3), (2, 3, 5), (1, 2, 3), (2, 3, 4, 5), (3, 4, 5)])
 def test_seeds_for_other_than_the_seeded_receivers_are_refused(receivers: tuple[int, ...]) -> None:
     codec = codec_of(5, 3, 1, 13)
-    SeededShares(codec, 2, dict.fromkeys((2, 3, 4), bytes(32)))
+    SeededShares(codec, 2, codec.clients, dict.fromkeys((2, 3, 4), bytes(32)))
     secret = oracle.seed_named("secret")
     with pytest.raises(ParameterError, match=r"\(2, 3, 4\)") as error:
-        SeededShares(codec, 2, dict.fromkeys(receivers, secret))
+        SeededShares(codec, 2, codec.clients, dict.fromkeys(receivers, secret))
     assert repr(secret) not in str(error.value)
 
 
@@ -117,14 +120,14 @@ def test_seeds_for_other_than_the_seeded_receivers_are_refused(receivers: tuple[
 def test_an_owner_outside_the_cohort_is_refused(owner: int) -> None:
     """Numbers wrap around the cohort, so an owner from outside would pass for another client."""
     codec = codec_of(5, 3, 1, 13)
-    seeds = dict.fromkeys(seeded_receivers(owner, 5, 3), bytes(32))
-    with pytest.raises(ParameterError):
-        SeededShares(codec, owner, seeds)
+    seeds = dict.fromkeys(range(1, 4), bytes(32))
+    with pytest.raises(ParameterError, match="owner"):
+        SeededShares(codec, owner, codec.clients, seeds)
 
 
 def test_a_mask_of_no_coordinates_is_empty() -> None:
     codec = codec_of(5, 3, 1, 13)
-    mask, shares = SeededShares(codec, 2, seeds_of(2, 5, 3)).whole(0)
+    mask, shares = SeededShares(codec, 2, codec.clients, seeds_of(2, 5, 3)).whole(0)
     assert mask.tolist() == []
     assert {j: share.tolist() for j, share in shares.items()} == {1: [], 5: []}
 
@@ -133,7 +136,7 @@ def test_a_mask_of_no_coordinates_is_empty() -> None:
 def test_a_seed_of_another_length_is_refused(length: int) -> None:
     codec = codec_of(3, 2, 1, 13)
     with pytest.raises(ValueError, match=r"[Kk]ey"):
-        SeededShares(codec, 1, {1: bytes(32), 2: bytes(length)}).whole(1)
+        SeededShares(codec, 1, codec.clients, {1: bytes(32), 2: bytes(length)}).whole(1)
 
 
 @given(st.integers(1, 60), st.data())
@@ -142,7 +145,10 @@ def test_receivers_partition_the_cohort_and_the_load_is_even(n: int, data: st.Da
     u = data.draw(st.integers(1, n))
     load = dict.fromkeys(range(1, n + 1), 0)
     for owner in range(1, n + 1):
-        seeded, derived = seeded_receivers(owner, n, u), derived_receivers(owner, n, u)
+        seeded, derived = (
+            seeded_receivers(owner, range(1, n + 1), u),
+            derived_receivers(owner, range(1, n + 1), u),
+        )
         assert list(seeded) == oracle.seeded_receivers(owner, n, u)
         assert seeded[0] == owner
         assert sorted(seeded + derived) == list(range(1, n + 1))
@@ -162,7 +168,7 @@ def test_seeded_shares_match_the_stored_vectors(vector: dict[str, Any]) -> None:
         vector["capacity"],
     )
     seeds = {int(number): bytes.fromhex(seed) for number, seed in stored["seeds"].items()}
-    mask, derived = SeededShares(codec, stored["owner"], seeds).whole(vector["dimension"])
+    mask, derived = SeededShares(codec, stored["owner"], codec.clients, seeds).whole(vector["dimension"])
     assert mask.tolist() == stored["mask"]
     assert {str(number): share.tolist() for number, share in derived.items()} == stored["derived"]
 
@@ -174,10 +180,10 @@ def test_seeded_form_of_the_codec_decodes_like_the_papers_form() -> None:
     total = np.zeros(d, np.uint32)
     sums = {number: np.zeros(codec.share_length(d), np.uint32) for number in range(1, 7)}
     for owner in sums:
-        seeds = {j: bytes([owner, j]) * 16 for j in seeded_receivers(owner, 6, 4)}
+        seeds = {j: bytes([owner, j]) * 16 for j in seeded_receivers(owner, codec.clients, 4)}
         mask, derived = codec.seeded(owner, seeds).whole(d)
         total = field.add(total, mask)
-        assert set(derived) == set(derived_receivers(owner, 6, 4))
+        assert set(derived) == set(derived_receivers(owner, codec.clients, 4))
         for number, summed in sums.items():
             share = derived[number] if number in derived else codec.share_of(seeds[number], d)
             sums[number] = field.add(summed, share)

@@ -12,7 +12,7 @@ from lightsecagg.errors import ParameterError
 from lightsecagg.field import PrimeField
 from lightsecagg.identity import Identity, Roster
 from lightsecagg.parameters import Parameters
-from lightsecagg.protocol.messages import Entry, Member, RoundStart, Terms
+from lightsecagg.protocol.messages import Buffering, Entry, Member, RoundStart, Terms
 from lightsecagg.protocol.terms import (
     Run,
     cohort_digest,
@@ -64,6 +64,8 @@ def with_member(number: int, **fields: Any) -> RoundStart:
     return found
 
 
+BUFFERING = Buffering(6, 4, 1, 3, (4, 2, 1))
+
 OTHER_STARTS = {
     "round": changed(START, round=8),
     "U": changed(START, target_survivors=5),
@@ -77,6 +79,7 @@ OTHER_STARTS = {
     "max weight": with_terms(max_weight=1001),
     "rounding": with_terms(rounding="stochastic"),
     "what the application adds": with_terms(application=bytes(31) + b"x"),
+    "what an asynchronous run adds": with_terms(buffering=BUFFERING),
     "an entry's name": with_terms(layout=(changed(LAYOUT[0], name="layer.weights"), *LAYOUT[1:])),
     "an entry's shape": with_terms(layout=(changed(LAYOUT[0], shape=(4, 3)), *LAYOUT[1:])),
     "an entry's dtype": with_terms(layout=(changed(LAYOUT[0], dtype="float16"), *LAYOUT[1:])),
@@ -106,7 +109,7 @@ def test_the_differences_tried_are_all_there_are() -> None:
         + len(Terms.__struct_fields__)
         + len(Member.__struct_fields__)
         + len(Entry.__struct_fields__)
-        == 7 + 8 + 5 + 3
+        == 7 + 9 + 5 + 3
     )
     assert len({cohort_digest(RUN, start) for start in OTHER_STARTS.values()}) == len(OTHER_STARTS)
 
@@ -196,6 +199,7 @@ def test_the_vector_is_as_long_as_all_entries_and_the_weight() -> None:
         ("rounding", "stochastic"),
         ("layout", LAYOUT[:1]),
         ("application", bytes(31) + b"x"),
+        ("buffering", BUFFERING),
     ],
 )
 def test_a_term_that_differs_is_named(name: str, value: Any) -> None:
@@ -210,6 +214,7 @@ def test_a_term_that_differs_is_named(name: str, value: Any) -> None:
         "rounding",
         "layout",
         "application",
+        "buffering",
     } == set(Terms.__struct_fields__)
 
 

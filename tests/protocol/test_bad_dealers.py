@@ -44,7 +44,7 @@ def garbage(
         match message:
             case m.SealedSeeds(mask, data):
                 pieces = [bytes(data[at : at + 48]) for at in range(0, len(data), 48)]
-                for place, receiver in enumerate(seeded_receivers(dealer, n, u)[1:]):
+                for place, receiver in enumerate(seeded_receivers(dealer, range(1, n + 1), u)[1:]):
                     if receiver in victims:
                         wrong = seal(key(receiver), 0, True, bytes(32), KIND_SEED, 31)
                         pieces[place] = bytes(48) if how == "random" else wrong

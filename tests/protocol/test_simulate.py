@@ -13,7 +13,7 @@ from lightsecagg.cli.main import main
 from lightsecagg.errors import AbortReason, ParameterError, RoundAborted
 from lightsecagg.identity import Identity, verify
 from lightsecagg.parameters import Parameters
-from lightsecagg.protocol import client as client_module
+from lightsecagg.protocol import masking as masking
 from lightsecagg.protocol import dealing
 from lightsecagg.protocol.holding import Holding
 from lightsecagg.protocol.server import ServerRound
@@ -250,14 +250,14 @@ def test_what_was_checked_vouches_for_nothing_else() -> None:
 
 
 def test_a_round_key_that_is_not_signed_is_refused_in_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_member = client_module.make_member
+    make_member = masking.make_member
 
     def unsigned_in_round_two(identity, run, rank, sequence, key):
         signer = Identity.generate() if (rank, sequence) == (3, 2) else identity
         member = make_member(signer, run, rank, sequence, key)
         return type(member)(rank, identity.public, sequence, key, member.signature)
 
-    monkeypatch.setattr(client_module, "make_member", unsigned_in_round_two)
+    monkeypatch.setattr(masking, "make_member", unsigned_in_round_two)
     simulate(Experiment(Parameters(6, 4, 1), 20, 1), Clock())
     with pytest.raises(RoundAborted, match="in round 2") as caught:
         simulate(Experiment(Parameters(6, 4, 1), 20, 2), Clock())

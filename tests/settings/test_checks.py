@@ -14,6 +14,7 @@ from lightsecagg.settings.schema import DeviceArgs, TrainArgs
 SHIPPED = Path(__file__).parents[2] / "config" / "fedml_config.yaml"  # five clients
 
 SA = "secure_aggregation_args"
+ASYNC = f"{SA}.mode=async"
 
 
 def shipped(*overrides: str) -> Settings:
@@ -120,6 +121,45 @@ def shipped(*overrides: str) -> Settings:
             ["comm_args.heartbeat_timeout=2"],
             "comm_args.heartbeat_timeout: wanted more than comm_args.heartbeat_interval (2), found 2",
         ),
+        (
+            [ASYNC, "train_args.client_num_per_round=5"],
+            [ASYNC, "train_args.client_num_per_round=4"],
+            "train_args.client_num_per_round: wanted nothing, or device_args.worker_num (5): in async mode "
+            "no client waits for a round, found 4",
+        ),
+        (
+            [ASYNC],
+            [ASYNC, "train_args.client_num_per_round=6"],
+            "train_args.client_num_per_round: wanted nothing, or device_args.worker_num (5): in async mode "
+            "no client waits for a round, found 6",
+        ),
+        (
+            [ASYNC, "device_args.worker_num=1024"],
+            [ASYNC, "device_args.worker_num=1025"],
+            "device_args.worker_num: wanted at most 1024 in async mode (each client has a slot for the whole "
+            "run), found 1025",
+        ),
+        (
+            [ASYNC, f"{SA}.buffer_size=3", f"{SA}.min_buffer_clients=3"],
+            [ASYNC, f"{SA}.buffer_size=3", f"{SA}.min_buffer_clients=4"],
+            f"{SA}.buffer_size: wanted at least {SA}.min_buffer_clients (4), found 3",
+        ),
+        (
+            [ASYNC, f"{SA}.buffer_size=4", f"{SA}.privacy_guarantee=2"],
+            [ASYNC, f"{SA}.buffer_size=3", f"{SA}.privacy_guarantee=2"],
+            f"{SA}.buffer_size: wanted at least {SA}.privacy_guarantee + 2 (4), found 3",
+        ),
+        (
+            [ASYNC, f"{SA}.min_buffer_clients=4", f"{SA}.privacy_guarantee=2"],
+            [ASYNC, f"{SA}.min_buffer_clients=3", f"{SA}.privacy_guarantee=2"],
+            f"{SA}.min_buffer_clients: wanted at least {SA}.privacy_guarantee + 2 (4): T colluders must "
+            "leave two updates unknown, found 3",
+        ),
+        (
+            [ASYNC, f"{SA}.min_buffer_clients=5"],
+            [ASYNC, f"{SA}.min_buffer_clients=6"],
+            f"{SA}.min_buffer_clients: wanted at most device_args.worker_num (5), found 6",
+        ),
     ],
 )
 def test_conflict_is_refused_and_its_neighbour_is_not(good: list[str], bad: list[str], message: str) -> None:
@@ -148,6 +188,22 @@ def test_settings_made_in_code_are_checked_too() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().train_args.epochs = 2  # type: ignore[misc]
+
+
+def test_conflict_of_asynchronous_keys_is_none_in_a_synchronous_run() -> None:
+    keys = [f"{SA}.buffer_size=2", f"{SA}.min_buffer_clients=9", f"{SA}.staleness=hinge(1, 1)"]
+    many = "device_args.worker_num=1025"
+    assert shipped(*keys, many, "train_args.client_num_per_round=4").agreed() == (
+        shipped(many, "train_args.client_num_per_round=4").agreed()
+    )
+    with pytest.raises(ConfigError, match="min_buffer_clients"):
+        shipped(*keys, ASYNC)
+
+
+@pytest.mark.parametrize(("override", "is_so"), [(ASYNC, True), (f"{SA}.mode=sync", False)])
+def test_asynchronous_follows_the_mode_with_and_without_masks(override: str, is_so: bool) -> None:
+    assert shipped(override).asynchronous is is_so
+    assert shipped(override, "train_args.federated_optimizer=FedAvg").asynchronous is is_so
 
 
 @pytest.mark.parametrize(
@@ -192,9 +248,32 @@ def test_agreed_names_the_key_that_differs(override: str, key: str, value: str) 
 
 
 @pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        (f"{SA}.buffer_size=4", f"{SA}.buffer_size", "4"),
+        (f"{SA}.staleness=polynomial(0.50)", f"{SA}.staleness", "polynomial(0.5)"),
+        (f"{SA}.staleness_values=[1, 3]", f"{SA}.staleness_values", "1, 3"),
+        (f"{SA}.max_staleness=0", f"{SA}.max_staleness", "0"),
+    ],
+)
+def test_agreed_names_the_asynchronous_keys_in_async_mode_only(override: str, key: str, value: str) -> None:
+    ours, theirs = shipped(ASYNC).agreed(), shipped(ASYNC, override).agreed()
+    assert {name for name in theirs if theirs[name] != ours.get(name)} == {key}
+    assert theirs[key] == value
+    assert shipped(override).agreed() == shipped().agreed()
+    assert shipped(ASYNC).agreed()[f"{SA}.mode"] == "async"
+
+
+@pytest.mark.parametrize("override", [f"{SA}.strict_weights=true", f"{SA}.min_buffer_clients=4"])
+def test_agreed_is_silent_about_a_client_s_own_floors_of_lists(override: str) -> None:
+    assert shipped(ASYNC, override).agreed() == shipped(ASYNC).agreed()
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "train_args.learning_rate=0.5",
+        "train_args.server_lr=0.5",
         "train_args.epochs=7",
         "comm_args.grpc.host=10.0.0.5",
         "model_args.trainer=numpy",
