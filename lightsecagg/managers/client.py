@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ from lightsecagg.identity import Identity
 from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings, server_address
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.participation import Context, ForgottenError, Observer, Participation, RefusedError
-from lightsecagg.managers.scheme import entries_of, make_scheme, plan
+from lightsecagg.managers.scheme import entries_of, plan
+from lightsecagg.managers.schemes import make_scheme, plan_buffering
 from lightsecagg.managers.workload import Workload
 from lightsecagg.protocol.joining import ClientJoining, Joined, JoiningRefusedError
 from lightsecagg.protocol.terms import Run
@@ -24,6 +26,7 @@ from lightsecagg.settings import Settings
 from lightsecagg.settings.schema import TrainArgs
 from lightsecagg.spans import Spans, no_spans
 from lightsecagg.tracking import events
+from lightsecagg.training.paced import PacedTrainer
 from lightsecagg.training.state import dimension, dump
 
 _LONGEST_PAUSE = 1.0  # seconds between two attempts to be heard
@@ -44,6 +47,7 @@ class Client:
         tracker: is told what happens.
         observer: see ``Observer``.
         spans: is told what takes how long.
+        pace: seconds that local training lasts at least.
 
     Raises:
         ConfigError: something that the settings name is missing or does not fit.
@@ -58,12 +62,16 @@ class Client:
         tracker: events.Tracker,
         observer: Observer | None = None,
         spans: Spans = no_spans,
+        pace: float = 0.0,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._tracker = tracker
         self._planned = plan(settings, settings.cohort_size)
-        workload = Workload.load(settings)
+        self._buffer_size = (
+            plan_buffering(settings, self._planned).buffer_size if settings.asynchronous else None
+        )
+        workload = _paced(Workload.load(settings), pace)
         machines, streams, training = (
             ThreadPoolExecutor(1, name) for name in ("machines", "streams", "training")
         )
@@ -157,6 +165,7 @@ class Client:
                 privacy_threshold=self._planned.privacy_threshold,
                 address=server_address(settings),
                 secure=settings.secure,
+                buffer_size=self._buffer_size,
                 model_path="",  # the server writes it
                 log_path=str(self._folder.logs),
             )
@@ -239,3 +248,7 @@ class Client:
         own = self._settings.train_args.model_copy(update=chosen)
         self._context.scheme = self._context.scheme.seen_by_all(text)
         self._context.settings = self._settings.model_copy(update={"train_args": own})
+
+
+def _paced(workload: Workload, pace: float) -> Workload:
+    return dataclasses.replace(workload, trainer=PacedTrainer(workload.trainer, pace)) if pace else workload

@@ -1,10 +1,10 @@
-"""A client as the server knows it, and what one round is told of its clients."""
+"""A client as the server knows it, and what a runner is told of its clients."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -38,7 +38,7 @@ class Client:
     """When its link last broke or resumed, on the monotonic clock."""
     sequence: int = -1
     free: Free | None = None
-    """Set while it may be drawn into a round: it published a key that no round has used."""
+    """Set while it may be drawn into a round: it published a key that no round, and no runner, has taken."""
     knows_end: bool = False
     gone_because: Reason = Reason.LINK_LOST
     """Why, once it is gone."""
@@ -50,7 +50,7 @@ class Client:
 
 @dataclass(frozen=True)
 class FromClient:
-    """A message of a client, for the round; the client's credit for it is held."""
+    """A message of a client, for the runner; the client's credit for it is held."""
 
     client: Client
     message: bytes | memoryview
@@ -64,37 +64,48 @@ class StatusChanged:
     status: Status
 
 
-RoundEvent = FromClient | StatusChanged
+@dataclass(frozen=True)
+class KeyPublished:
+    """A client is free, and in a secure run has a fresh key; its credit for the message is held."""
+
+    client: Client
+    free: Free
+    message: bytes | memoryview
+
+
+ClientEvent = FromClient | StatusChanged | KeyPublished
 
 
 class Inbox:
-    """What one round is told: events of its cohort only. How much can wait here is bounded by held credit.
+    """What a runner is told of its clients. How much can wait here is bounded by held credit.
 
     A process that takes a rank over is another client: nothing of it reaches a round that it is not in.
+
+    Args:
+        cohort: whose events it takes, but no keys: those are for the next round. None: everybody's, and keys.
     """
 
-    def __init__(self, cohort: Sequence[Client]) -> None:
-        self._cohort = frozenset(cohort)
-        self._events: deque[RoundEvent] = deque()
+    def __init__(self, cohort: Iterable[Client] | None) -> None:
+        self._cohort = None if cohort is None else frozenset(cohort)
+        self._events: deque[ClientEvent] = deque()
         self._filled = asyncio.Event()
         self._is_closed = False
 
     def concerns(self, client: Client) -> bool:
-        """Whether the client is in the round."""
-        return client in self._cohort and not self._is_closed
+        """Whether the runner hears of the client."""
+        return not self._is_closed and (self._cohort is None or client in self._cohort)
 
     def tell(self, change: StatusChanged) -> None:
-        """Tell the round of a change of status, at once."""
+        """Tell of a change of status, at once."""
         if self.concerns(change.client):
-            self._events.append(change)
-            self._filled.set()
+            self._add(change)
 
-    def put(self, message: FromClient) -> bool:
-        """Hand the round a message; False for a late one, which is dropped."""
-        if not self.concerns(message.client):
+    def put(self, message: FromClient | KeyPublished) -> bool:
+        """Hand over a message; False for one that nobody waits for, which is left to the caller."""
+        is_wanted = self._cohort is None or not isinstance(message, KeyPublished)
+        if not is_wanted or not self.concerns(message.client):
             return False
-        self._events.append(message)
-        self._filled.set()
+        self._add(message)
         return True
 
     async def wait(self) -> None:
@@ -103,13 +114,17 @@ class Inbox:
             self._filled.clear()
             await self._filled.wait()
 
-    def take(self) -> list[RoundEvent]:
+    def take(self) -> list[ClientEvent]:
         """All that is here."""
         found = list(self._events)
         self._events.clear()
         return found
 
-    def close(self) -> list[RoundEvent]:
-        """The round is over; what it did not take."""
+    def close(self) -> list[ClientEvent]:
+        """Take no more; what was not taken."""
         self._is_closed = True
         return self.take()
+
+    def _add(self, event: ClientEvent) -> None:
+        self._events.append(event)
+        self._filled.set()

@@ -21,7 +21,7 @@ from lightsecagg.managers.workload import Workload, train_settings
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import Action, Left, Ready, RoundOver, Send, Stream, What
-from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.masking import MaskingClient
 from lightsecagg.protocol.terms import Run
 from lightsecagg.protocol.wire import encode, from_client, from_server
 from lightsecagg.settings import Settings
@@ -131,7 +131,7 @@ class Participation:
         self._transport = transport
         self._run = run
         self._outbox = Outbox(self._deliver, context.streams)
-        self._round = self._next_round()
+        self._round = self._next_round(None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_over = False
@@ -159,7 +159,7 @@ class Participation:
             await receiver
         except asyncio.CancelledError:
             machine = self._round.machine
-            if not self._is_over and not sender.done() and machine.round_number is not None:
+            if not self._is_over and not sender.done():
                 for action in await self._call(lambda: machine.leave(Reason.STOPPED_BY_USER)):
                     if isinstance(action, Send):
                         self._outbox.put(action.message)
@@ -239,18 +239,19 @@ class Participation:
                     self._spawn(self._train(round_))
                 case RoundOver(outcome):
                     self._context.completed += outcome == "done"
-                    self._say(f"round {round_.machine.round_number}  {outcome}")
+                    self._say(f"{self._named(round_)}  {outcome}")
                     self._spawn(self._renew(round_))
                 case Left(reason, detail):
                     because = f" ({detail})" if detail else ""
-                    self._say(f"left round {round_.machine.round_number}: {reason.value}{because}", "warning")
-                    self._spawn(self._renew(round_))
+                    self._say(f"left {self._named(round_)}: {reason.value}{because}", "warning")
+                    # In an asynchronous run it is what all of this client's machines share that has ended.
+                    self._spawn(self._renew(self._round))
                 case _:
                     pass
 
     async def _share(self, round_: _Round) -> None:
         machine = round_.machine
-        assert isinstance(machine, ClientRound)
+        assert isinstance(machine, MaskingClient)
         parameters = machine.parameters
         if parameters is not None and parameters not in self._context.seen_parameters:
             self._context.seen_parameters.add(parameters)
@@ -284,20 +285,22 @@ class Participation:
             return
         except NotFiniteError as error:
             self._say(f"this round's update cannot be sent: {error}", "warning")
-            await self._leave(round_, Reason.NOT_FINITE)
+            await self._withdraw(round_, Reason.NOT_FINITE)
             return
         except Exception as error:  # a user's own code may raise anything; the round goes on without us
-            self._tell_failure(number, error)
-            await self._leave(round_, Reason.TRAINING_FAILED)
+            self._tell_failure(round_, error)
+            await self._withdraw(round_, Reason.TRAINING_FAILED)
             return
         await self._try_upload(round_)
 
-    def _tell_failure(self, number: int, error: Exception) -> None:
+    def _tell_failure(self, round_: _Round, error: Exception) -> None:
         """The traceback of each kind of failure once, then a line a round; both stay with this client."""
         kind = f"failure {error!r}"
         traceback = None if kind in self._context.told else error
         self._context.told.add(kind)
-        log.error("client %s: training failed in round %s", self._context.rank, number, exc_info=traceback)
+        log.error(
+            "client %s: training failed in %s", self._context.rank, self._named(round_), exc_info=traceback
+        )
 
     def _tell_limits(self, trained: Trained) -> None:
         """What the quantizer takes away, once a run and here only."""
@@ -320,8 +323,8 @@ class Participation:
             self._context.told.add(what)
             self._say(text, "warning")
 
-    async def _leave(self, round_: _Round, reason: Reason) -> None:
-        await self._carry_out(round_, await self._call(lambda: round_.machine.leave(reason)))
+    async def _withdraw(self, round_: _Round, reason: Reason) -> None:
+        await self._carry_out(round_, await self._call(lambda: round_.machine.withdraw(reason)))
 
     async def _try_upload(self, round_: _Round) -> None:
         """Hand the update over once training is done and every share was pulled."""
@@ -348,10 +351,10 @@ class Participation:
             unsent, ended.update = ended.update, None
         if unsent is not None and ended.source is not None:
             context.unsent = (ended.source, unsent)
-        self._round = self._next_round()
+        self._round = self._next_round(ended.machine)
         self._publish()
 
-    def _next_round(self) -> _Round:
+    def _next_round(self, before: AnyClientRound | None) -> _Round:
         context = self._context
         context.sequence += 1
         return _Round(
@@ -359,6 +362,7 @@ class Participation:
                 context.identity,
                 context.rank,
                 self._run,
+                before=before,
                 sequence=context.sequence,
                 after_round=context.highest_round,
                 max_model_bytes=context.model_bytes,
@@ -368,6 +372,10 @@ class Participation:
 
     def _publish(self) -> None:
         self._outbox.put(self._round.machine.round_key().message)
+
+    def _named(self, round_: _Round) -> str:
+        unit = "upload" if self._context.settings.asynchronous else "round"
+        return f"{unit} {round_.machine.round_number or 0}"
 
     def _phase(self, round_: _Round, phase: str) -> None:
         self._context.tracker.emit(events.PhaseStarted(round=round_.machine.round_number or 0, phase=phase))

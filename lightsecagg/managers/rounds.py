@@ -1,64 +1,27 @@
-"""One round's clock: it feeds a machine with messages and deadlines, and carries out what that asks."""
+"""One synchronous round's clock: its steps one after another, each with its deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from functools import partial
-from typing import TypeVar
 
 from lightsecagg.errors import AbortReason, Reason, RoundAborted
-from lightsecagg.managers.inbox import GRACE, Client, FromClient, Inbox, RoundEvent, Status, StatusChanged
+from lightsecagg.managers.inbox import GRACE, Client, ClientEvent, Inbox, Status, StatusChanged
+from lightsecagg.managers.runner import Runner
 from lightsecagg.managers.session import Session
-from lightsecagg.managers.turns import Done, Turns
-from lightsecagg.protocol.actions import (
-    Aborted,
-    Action,
-    ClientDropped,
-    Finished,
-    Ready,
-    Send,
-    StageReached,
-    Stream,
-    UploadCompleted,
-    What,
-)
+from lightsecagg.protocol.actions import Aborted, Action, Finished, Ready, UploadCompleted, What
 from lightsecagg.protocol.collecting import RoundResult
 from lightsecagg.protocol.server_machine import ServerMachine
 from lightsecagg.protocol.transitions import ServerStage
 from lightsecagg.settings import Settings
 from lightsecagg.spans import Spans, no_spans
-from lightsecagg.tracking.events import ClientLost, PhaseStarted, Tracker, UploadDone
-
-_T = TypeVar("_T")
-
-_OWN_TERMS = frozenset({Reason.BELOW_FLOOR, Reason.TERMS_DIFFER})
-"""Reasons for which a client would leave every round of this run: it is not asked again."""
-
-_HOSTILE = frozenset(
-    {
-        Reason.PROTOCOL_VIOLATION,
-        Reason.MALFORMED,
-        Reason.BAD_LENGTH,
-        Reason.BAD_ELEMENT,
-        Reason.BAD_SIGNATURE,
-    }
-)
-"""Reasons that no honest client gives cause for: its sender is turned away."""
+from lightsecagg.tracking.events import Tracker, UploadDone
 
 
-_TRANSFERS = 4
-"""Clients to which the model is on its way at a time: frames of it are made and kept for each of them."""
-
-_TURN = 1.0
-"""Seconds after which the next client's transfer begins beside one that is not at its end."""
-
-
-class RoundRunner:
+class RoundRunner(Runner[ServerMachine]):
     """Runs one round to its end. One object, one round, one event loop.
 
     Args:
@@ -81,15 +44,9 @@ class RoundRunner:
         executor: Executor,
         spans: Spans = no_spans,
     ) -> None:
-        self._machine = machine
-        self._session = session
+        super().__init__(machine, session, Inbox(cohort), settings, tracker, executor, spans)
         self._cohort = cohort
-        self._inbox = Inbox(cohort)
         self._numbers = {client: number for number, client in enumerate(cohort, start=1)}
-        self._tracker = tracker
-        self._executor = executor
-        self._spans = spans
-        self._slot_timeout = settings.secure_aggregation_args.slot_timeout
         given = settings.secure_aggregation_args
         self._timeouts = {
             ServerStage.SHARING: given.share_timeout,
@@ -98,20 +55,10 @@ class RoundRunner:
             ServerStage.ENDORSING: given.recovery_timeout,
             ServerStage.RECOVERING: given.recovery_timeout,
         }
-        self._stage_ends = float("inf")
         self._close_at = float("inf")
-        self._turns = Turns(_TRANSFERS, _TURN)
-        self._slots: dict[int, tuple[int, int, float]] = {}
         self._uploaded = 0
-        self._lost: dict[Client, Reason] = {}
         self._is_over = False
-        self._clock = time.monotonic()
-        self._phase = ""
-        self._traffic = {client: session.bytes_of(client) for client in cohort}
-        self.seconds: dict[str, float] = {}
-        """Wall time of each phase so far."""
-        self.bytes: dict[str, float] = {}
-        """Bytes on the wire in each phase so far, to and from a client, on average."""
+        self._count_traffic(cohort)
 
     async def run(self) -> RoundResult:
         """Run the round.
@@ -132,10 +79,9 @@ class RoundRunner:
             raise
         finally:
             self._session.inbox = None
-            self._turns.close()
+            self._transfers.close()
             self._session.done_with(self._inbox.close())
             for client in self._cohort:
-                client.outbox.drop_streams()
                 client.outbox.drop_forwarded()
                 if client.status is Status.GONE:  # as the round ended, perhaps
                     self._tell_lost(client, client.gone_because)
@@ -143,119 +89,57 @@ class RoundRunner:
         return self._machine.finish()
 
     @property
-    def losses(self) -> str:
-        """Who was lost and why, for people; empty where nobody was."""
-        return ", ".join(f"client {client.rank} {reason.value}" for client, reason in self._lost.items())
+    def _round_number(self) -> int:
+        return self._machine.round_number
 
-    def _absences(self) -> list[RoundEvent]:
+    def _number_of(self, client: Client) -> int | None:
+        return self._numbers.get(client)
+
+    def _client_of(self, number: int) -> Client:
+        return self._cohort[number - 1]
+
+    def _absences(self) -> list[ClientEvent]:
         """Whoever broke off between the draw and the start."""
         return [
             StatusChanged(client, client.status) for client in self._cohort if client.status is not Status.UP
         ]
 
-    async def _next_events(self) -> list[RoundEvent]:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._next_wakeup() - time.monotonic())):
-                await self._inbox.wait()
-        return self._inbox.take()
-
-    async def _take(self, events: Sequence[RoundEvent]) -> None:
-        """Feed the machine; who sent what it passes on as it came gets credit when that has gone on."""
-        waiting = {id(event.message): event for event in events if isinstance(event, FromClient)}
-        try:
-            await self._carry_out(await self._call(lambda: self._feed(events)), waiting)
-        finally:
-            self._session.done_with(waiting.values())
-
-    def _feed(self, events: Sequence[RoundEvent]) -> list[Action]:
-        actions: list[Action] = []
-        for event in events:
-            number = self._numbers[event.client]
-            if isinstance(event, FromClient):
-                with self._spans("receive"):
-                    actions += self._machine.receive(number, event.message)
-            elif event.status is Status.AWAY:
-                actions += self._machine.away(number)
-            elif event.status is Status.UP:
-                actions += self._machine.back(number)
-            else:
-                actions += self._machine.lose(number, event.client.gone_because)
-        return actions
-
     def _next_wakeup(self) -> float:
-        times = [self._stage_ends, self._close_at]
-        if self._machine.uploads_wait:
-            times += [since + self._slot_timeout for _, _, since in self._slots.values()]
-        return min(times)
+        return min(super()._next_wakeup(), self._close_at)
 
     def _expire(self) -> list[Action]:
-        """What the clock alone brings about."""
         now = time.monotonic()
-        actions: list[Action] = []
-        progress: dict[int, tuple[int, int, float]] = {}
-        for number, (grant, parts) in self._machine.slot_holders.items():
-            seen = self._slots.get(number)
-            progress[number] = seen if seen and seen[:2] == (grant, parts) else (grant, parts, now)
-        self._slots = progress
-        if self._machine.uploads_wait:
-            for number, (_, _, since) in progress.items():
-                if now - since >= self._slot_timeout:
-                    actions += self._machine.revoke(number)
         if now >= self._close_at:
             self._close_at = float("inf")
             if self._machine.can_close:
-                return actions + self._machine.deadline()
-        if now >= self._stage_ends:
-            self._stage_ends = float("inf")
-            actions += self._machine.deadline()
-        return actions
+                return self._revoke_idle_slots(now) + self._machine.deadline()
+        return super()._expire()
 
-    async def _call(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-
-    async def _carry_out(
-        self, actions: Sequence[Action], waiting: dict[int, FromClient] | None = None
-    ) -> None:
-        """Do what the machine asks.
-
-        Args:
-            waiting: messages that it was fed, by identity; those that are passed on are taken out.
-        """
-        todo = deque(actions)
-        while todo:
-            match todo.popleft():
-                case Send(to, message) if waiting and id(message) in waiting:
-                    self._session.forward(waiting.pop(id(message)), self._cohort[to - 1])
-                case Send(to, message):
-                    self._cohort[to - 1].outbox.put(message)
-                case Stream(to, sends):
-                    self._turns.take(partial(_transfer, self._cohort[to - 1], sends))
-                case StageReached(stage):
-                    self._reached(ServerStage(stage))
-                case ClientDropped(number, reason, left):
-                    self._dropped(self._cohort[number - 1], reason, left)
-                case UploadCompleted(number):
-                    self._uploaded += 1
-                    self._tracker.emit(
-                        UploadDone(
-                            round=self._machine.round_number,
-                            rank=self._cohort[number - 1].rank,
-                            done=self._uploaded,
-                            of=len(self._machine.survivors | self._machine.missing),
-                        )
+    async def _act(self, action: Action, later: Sequence[Action]) -> Sequence[Action]:  # noqa: ARG002
+        match action:
+            case UploadCompleted(number):
+                self._uploaded += 1
+                self._tracker.emit(
+                    UploadDone(
+                        round=self._round_number,
+                        rank=self._client_of(number).rank,
+                        done=self._uploaded,
+                        of=len(self._machine.survivors | self._machine.missing),
                     )
-                case Ready(What.FREEZE):
-                    if self._machine.can_freeze:
-                        todo.extend(await self._call(self._machine.freeze))
-                case Ready(What.CLOSE):
-                    self._close_at = self._grace_ends()
-                case Ready(What.DECODE):
-                    self._enter("decoding")
-                    todo.extend(await self._call(self._decode))
-                case Finished() | Aborted():
-                    self._is_over = True
-                case _:
-                    pass
+                )
+            case Ready(What.FREEZE):
+                if self._machine.can_freeze:
+                    return await self._call(self._machine.freeze)
+            case Ready(What.CLOSE):
+                self._close_at = self._grace_ends()
+            case Ready(What.DECODE):
+                self._enter("decoding")
+                return await self._call(self._decode)
+            case Finished() | Aborted():
+                self._is_over = True
+            case _:
+                pass
+        return ()
 
     def _decode(self) -> list[Action]:
         with contextlib.suppress(RoundAborted):  # `run` raises it again, once the clients were told
@@ -263,23 +147,17 @@ class RoundRunner:
         return self._machine.end()
 
     def _grace_ends(self) -> float:
-        missing = [self._cohort[number - 1] for number in self._machine.missing]
+        missing = [self._client_of(number) for number in self._machine.missing]
         return max((client.changed_at + GRACE for client in missing), default=0.0)
 
-    def _reached(self, stage: ServerStage) -> None:
-        if stage in (ServerStage.ENDORSING, ServerStage.COUNTING):
+    def _reached(self, stage: str) -> None:
+        reached = ServerStage(stage)
+        if reached in (ServerStage.ENDORSING, ServerStage.COUNTING):
             self._tell_who_is_left_out()
         self._close_at = float("inf")
-        self._stage_ends = time.monotonic() + self._timeouts.get(stage, float("inf"))
-        if stage in self._timeouts:
-            self._enter(stage.value)
-
-    def _passed_bytes(self) -> int:
-        """Bytes of all clients since the last call; one that is gone has no count any more, and adds none."""
-        before = sum(self._traffic.values())
-        for client in self._cohort:
-            self._traffic[client] = max(self._traffic[client], self._session.bytes_of(client))
-        return sum(self._traffic.values()) - before
+        self._stage_ends = time.monotonic() + self._timeouts.get(reached, float("inf"))
+        if reached in self._timeouts:
+            self._enter(reached.value)
 
     def _tell_who_is_left_out(self) -> None:
         """The survivor set is fixed: whoever is not in it is lost for this round."""
@@ -290,54 +168,3 @@ class RoundRunner:
                 self._tell_lost(client, Reason.UNCONFIRMED)
             else:
                 self._tell_lost(client, Reason.LATE if client.status is Status.UP else Reason.AWAY)
-
-    def _tell_lost(self, client: Client, reason: Reason) -> None:
-        """Tell people once a round, and once for good, that a client is lost."""
-        if client in self._lost or client.loss_is_told:
-            return
-        self._lost[client] = reason
-        client.loss_is_told = client.status is Status.GONE
-        client.absence_is_told = client.status is Status.AWAY
-        number, phase = self._machine.round_number, self._phase or None
-        self._tracker.emit(ClientLost(rank=client.rank, reason=reason.value, round=number, phase=phase))
-
-    def _enter(self, phase: str) -> None:
-        now = time.monotonic()
-        passed = self._passed_bytes()
-        if self._phase:
-            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._clock
-            self.bytes[self._phase] = self.bytes.get(self._phase, 0.0) + passed / len(self._cohort)
-        self._clock, self._phase = now, phase
-        if phase:
-            self._tracker.emit(PhaseStarted(round=self._machine.round_number, phase=phase))
-
-    def _dropped(self, client: Client, reason: Reason, left: bool) -> None:
-        self._tell_lost(client, reason)
-        # What a client says of its own leaving is about the server's messages, unless it is about itself.
-        if reason in (_OWN_TERMS if left else _HOSTILE):
-            self._session.expel(client, reason)
-
-
-def _transfer(client: Client, sends: Iterator[Send], done: Done) -> None:
-    """Send a long output to a client; it is done when the last message of it has arrived."""
-    messages = arrived = 0
-    is_whole = False
-
-    def count() -> Iterator[Send]:
-        nonlocal messages, is_whole
-        for send in sends:
-            messages += 1
-            yield send
-        is_whole = True
-        end_if_there()
-
-    def note() -> None:
-        nonlocal arrived
-        arrived += 1
-        end_if_there()
-
-    def end_if_there() -> None:
-        if is_whole and arrived == messages:
-            done()
-
-    client.outbox.stream(count(), on_arrival=note)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,21 +11,19 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lightsecagg.errors import ConfigError, ParameterError
+from lightsecagg.errors import ConfigError, LocalProtocolError, ParameterError
 from lightsecagg.field import PrimeField
 from lightsecagg.identity import Identity, Roster
 from lightsecagg.parameters import Parameters
-from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.buffered.machine import BufferMachine
 from lightsecagg.protocol.client_machine import ClientMachine
 from lightsecagg.protocol.messages import MAX_ENTRIES, Entry, Member
-from lightsecagg.protocol.plain import Floats, PlainClientRound, PlainServerRound, weighted
-from lightsecagg.protocol.server import ServerRound
 from lightsecagg.protocol.server_machine import ServerMachine
-from lightsecagg.protocol.terms import Floors, Run, make_terms
-from lightsecagg.quantize import FixedPoint, WeightedUpdate
+from lightsecagg.protocol.terms import Run
+from lightsecagg.quantize import FixedPoint
 from lightsecagg.settings import Settings
 from lightsecagg.spans import Spans
-from lightsecagg.training.state import Layout, dimension
+from lightsecagg.training.state import Layout
 
 _MOST_LAYOUT = 2**19  # bytes: a RoundStart holds the layout beside a cohort of 1024 within one message
 
@@ -62,26 +58,30 @@ def plan(settings: Settings, num_clients: int) -> Parameters:
         raise ConfigError(f"secure_aggregation_args: {error}") from None
 
 
-def choose_field(settings: Settings, quantizer: FixedPoint) -> tuple[PrimeField, str | None]:
+def choose_field(settings: Settings, quantizer: FixedPoint, summands: int) -> tuple[PrimeField, str | None]:
     """The field of the run, and a notice where it is not the configured one.
+
+    Args:
+        settings, quantizer: of the run.
+        summands: updates in a sum at most, each as often as it counts.
 
     Raises:
         ConfigError: the prime is composite, or too small and ``strict`` is set.
     """
     given = settings.secure_aggregation_args
-    wanted, clients = given.prime_number, settings.cohort_size
+    wanted = given.prime_number
     try:
         if wanted == "auto":
-            return quantizer.smallest_field(clients), None
+            return quantizer.smallest_field(summands), None
         field = PrimeField(int(wanted))
-        if quantizer.fits(field, clients) or given.strict:
-            quantizer.check(field, clients)
+        if quantizer.fits(field, summands) or given.strict:
+            quantizer.check(field, summands)
             return field, None
-        larger = quantizer.smallest_field(clients)
+        larger = quantizer.smallest_field(summands)
     except ParameterError as error:
         raise ConfigError(f"secure_aggregation_args.prime_number: {error}") from None
     return larger, (
-        f"secure_aggregation_args.prime_number: {field.order} cannot hold the sum of {clients} clients "
+        f"secure_aggregation_args.prime_number: {field.order} cannot hold the sum of {summands} updates "
         f"at clip {given.clip} and {given.precision_parameter} fraction bits; {larger.order} is used instead"
     )
 
@@ -94,7 +94,7 @@ def make_quantizer(settings: Settings) -> FixedPoint:
     """
     given = settings.secure_aggregation_args
     try:
-        return FixedPoint(given.clip, given.precision_parameter, given.max_weight, given.rounding)
+        return FixedPoint(given.clip, given.precision_parameter, given.max_weight, settings.rounding)
     except ParameterError as error:
         raise ConfigError(f"secure_aggregation_args: {error}") from None
 
@@ -121,7 +121,12 @@ def load_roster(settings: Settings) -> Roster | None:
     return None if path is None else Roster.load(path)
 
 
-def _check_roster(roster: Roster, settings: Settings) -> None:
+def check_roster(roster: Roster, settings: Settings) -> None:
+    """Whether everybody who may take part is in it.
+
+    Raises:
+        ConfigError: a rank is missing.
+    """
     missing = sorted(set(range(1, settings.device_args.worker_num + 1)) - roster.keys.keys())
     if missing:
         raise ConfigError(
@@ -160,6 +165,14 @@ class Scheme(ABC):
     ) -> ServerMachine:
         """The server's machine for one round."""
 
+    def buffered_server(self, run: Run, spans: Spans) -> BufferMachine:  # noqa: ARG002
+        """The server's machine for a whole asynchronous run.
+
+        Raises:
+            LocalProtocolError: this scheme is of synchronous rounds.
+        """
+        raise LocalProtocolError(f"{type(self).__name__} goes round by round")
+
     @abstractmethod
     def client_round(
         self,
@@ -167,12 +180,22 @@ class Scheme(ABC):
         rank: int,
         run: Run,
         *,
+        before: AnyClientRound | None,
         sequence: int,
         after_round: int,
         max_model_bytes: int,
         spans: Spans,
     ) -> AnyClientRound:
-        """A client's machine for its next round."""
+        """A client's machine for its next round.
+
+        Args:
+            identity, rank, run: who takes part in what.
+            before: its machine for the one before, in the same session.
+            sequence: of its key.
+            after_round: the highest round number seen.
+            max_model_bytes: longest model it takes.
+            spans: is told what takes how long.
+        """
 
     @abstractmethod
     def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> Any:
@@ -185,146 +208,3 @@ class Scheme(ABC):
     def clipped(self, delta: npt.NDArray[np.floating]) -> int:  # noqa: ARG002
         """How many coordinates of the update will be clipped."""
         return 0
-
-
-class SecureScheme(Scheme):
-    """LightSecAgg."""
-
-    def __init__(self, settings: Settings, layout: Layout) -> None:
-        self._settings = settings
-        self._quantizer = make_quantizer(settings)
-        self._field, notice = choose_field(settings, self._quantizer)
-        self.notices = [] if notice is None else [notice]
-        entries = entries_of(layout)
-        self._terms = make_terms(
-            self._quantizer, entries, num_clients=settings.cohort_size, field=self._field
-        )
-        self._roster = load_roster(settings)
-        if self._roster is not None:
-            _check_roster(self._roster, settings)
-        elif settings.comm_args.backend != "LOCAL":
-            is_open = settings.comm_args.authenticated_as is None
-            self.notices.append(
-                f"no roster: {'whoever connects may take part, and ' if is_open else ''}the server could "
-                "pose as clients; secure_aggregation_args.roster lists who may (`lightsecagg roster add`)"
-            )
-
-    def clipped(self, delta: npt.NDArray[np.floating]) -> int:
-        return self._quantizer.inspect(delta)[1]
-
-    def seen_by_all(self, given: str) -> Self:
-        application = hashlib.sha256(given.encode()).digest()
-        bound = copy.copy(self)
-        bound._terms = msgspec.structs.replace(self._terms, application=application)
-        return bound
-
-    def agreed(self) -> dict[str, str]:
-        return {"secure_aggregation_args.prime_number": str(self._field.order)}
-
-    def server_round(
-        self,
-        run: Run,
-        number: int,
-        parameters: Parameters,
-        cohort: Sequence[Free],
-        model: bytes,
-        spans: Spans,
-    ) -> ServerMachine:
-        members = [client.member for client in cohort if client.member is not None]
-        slots = self._settings.secure_aggregation_args.upload_slots
-        return ServerRound(
-            run, number, parameters, self._terms, members, model, upload_slots=slots, spans=spans
-        )
-
-    def client_round(
-        self,
-        identity: Identity,
-        rank: int,
-        run: Run,
-        *,
-        sequence: int,
-        after_round: int,
-        max_model_bytes: int,
-        spans: Spans,
-    ) -> AnyClientRound:
-        floors = Floors(
-            self._settings.min_clients,
-            self._settings.min_privacy_threshold,
-            self._settings.require_unique_survivor_set,
-            max_model_bytes,
-        )
-        return ClientRound(
-            identity,
-            rank,
-            run,
-            self._terms,
-            floors=floors,
-            roster=self._roster,
-            sequence=sequence,
-            after_round=after_round,
-            spans=spans,
-        )
-
-    def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> WeightedUpdate:
-        # It is quantized as it goes under its mask; what cannot be is told here, where training failed.
-        return WeightedUpdate(delta, self._quantizer.check_update(delta, num_samples))
-
-
-class PlainScheme(Scheme):
-    """Federated averaging without masks."""
-
-    def __init__(self, settings: Settings, layout: Layout) -> None:
-        self._settings = settings
-        self._dimension = dimension(layout)
-        self._max_weight = settings.secure_aggregation_args.max_weight
-        self.notices = []
-
-    def agreed(self) -> dict[str, str]:
-        return {}
-
-    def server_round(
-        self,
-        run: Run,  # noqa: ARG002
-        number: int,
-        parameters: Parameters,
-        cohort: Sequence[Free],
-        model: bytes,
-        spans: Spans,
-    ) -> ServerMachine:
-        return PlainServerRound(
-            number,
-            len(cohort),
-            parameters.target_survivors,
-            self._dimension,
-            self._max_weight,
-            model,
-            upload_slots=self._settings.secure_aggregation_args.upload_slots,
-            spans=spans,
-        )
-
-    def client_round(
-        self,
-        identity: Identity,  # noqa: ARG002
-        rank: int,  # noqa: ARG002
-        run: Run,  # noqa: ARG002
-        *,
-        sequence: int,  # noqa: ARG002
-        after_round: int,
-        max_model_bytes: int,
-        spans: Spans,
-    ) -> AnyClientRound:
-        return PlainClientRound(
-            self._dimension, after_round=after_round, max_model_bytes=max_model_bytes, spans=spans
-        )
-
-    def update(self, delta: npt.NDArray[np.floating], num_samples: int) -> Floats:
-        return weighted(delta, num_samples, self._max_weight)
-
-
-def make_scheme(settings: Settings, layout: Layout) -> Scheme:
-    """The scheme that the settings ask for.
-
-    Raises:
-        ConfigError: its numbers do not work.
-    """
-    return SecureScheme(settings, layout) if settings.secure else PlainScheme(settings, layout)

@@ -1,16 +1,13 @@
 """Who takes part: joining, presence, readiness, and the messages of those who joined.
 
-The session pumps the hub's events; what concerns a round goes to the round's own queue.
+The session pumps the hub's events; what concerns a runner goes to its inbox.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import random
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +16,17 @@ from typing import Any
 from lightsecagg.comm import base as comm
 from lightsecagg.errors import CommError, Reason, RemoteProtocolError
 from lightsecagg.identity import Roster
-from lightsecagg.managers.inbox import GRACE, Client, FromClient, Inbox, RoundEvent, Status, StatusChanged
+from lightsecagg.managers.inbox import (
+    GRACE,
+    Client,
+    ClientEvent,
+    FromClient,
+    Inbox,
+    KeyPublished,
+    Status,
+    StatusChanged,
+)
+from lightsecagg.managers.newcomers import Newcomers
 from lightsecagg.managers.outbox import OnArrival, Outbox
 from lightsecagg.managers.relay import Relay
 from lightsecagg.managers.scheme import Free
@@ -29,25 +36,14 @@ from lightsecagg.protocol.terms import Run, is_signed
 from lightsecagg.protocol.wire import encode, from_client
 from lightsecagg.sealing import is_round_key
 from lightsecagg.spans import Spans, no_spans
-from lightsecagg.tracking.events import ClientJoined, ClientLost, ClientRefused, Tracker
+from lightsecagg.tracking.events import ClientJoined, ClientLost, Tracker
 
-_HELLO_TIMEOUT = 30.0  # seconds that a connection may take to say who it is
-_MOST_JOINING = 64  # connections beside the ranks' own that may be about to say it: then one of a crowd goes
 _PATIENCE = 0.5  # seconds in which a connection that is turned away may take the reason
 
 _LEAST_UNDER_WAY = 4 * comm.MAX_FRAME  # between clients: less would be one after the other
 
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Newcomer:
-    """A connection that has not said who it is, or not proved it."""
-
-    joining: ServerJoining
-    authenticated_as: str | None
-    timer: asyncio.TimerHandle
 
 
 @dataclass
@@ -66,6 +62,7 @@ class Session:
         authenticated_as: the name under which the carrier must know a client, ``{rank}`` being its rank.
         stall_timeout: seconds that a client's buffer may stay full.
         relay_buffer: bytes that may be under way to one client; a quarter of it to all, before senders wait.
+        permanent_slots: whether a rank belongs to the first identity that joins under it, for the whole run.
         tracker: is told who comes and goes.
         spans: is told what takes how long.
     """
@@ -81,14 +78,15 @@ class Session:
     authenticated_as: str | None
     stall_timeout: float
     relay_buffer: int
+    permanent_slots: bool
     tracker: Tracker
     spans: Spans = no_spans
     clients: dict[int, Client] = field(default_factory=dict)
     inbox: Inbox | None = None
-    """Of the round that runs; between rounds late messages are dropped."""
+    """Of the runner that runs; between rounds late messages are dropped."""
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-    _joining: dict[int, _Newcomer] = field(default_factory=dict)
     _ranks: dict[int, int] = field(default_factory=dict)
+    _owners: dict[int, bytes] = field(default_factory=dict)
     _refused: dict[bytes, Reason] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     is_over: bool = False
@@ -102,6 +100,15 @@ class Session:
             self.hub.give_credit,
             self._give_up_stalled,
         )
+        self._newcomers = Newcomers(
+            self.hub,
+            self.worker_num,
+            lambda: ServerJoining(self.run, self.worker_num, self.agreed, self.layout, self.roster),
+            self.authenticated_as,
+            self._admit,
+            lambda peer, reason: self._spawn(self.hub.close_peer(peer, reason, _PATIENCE)),
+            self.tracker,
+        )
 
     async def pump(self) -> None:
         """Take the hub's events for ever."""
@@ -109,7 +116,7 @@ class Session:
             event = await self.hub.receive(holds_credit=True)
             match event:
                 case comm.Arrived():
-                    self._arrived(event)
+                    self._newcomers.arrived(event)
                 case comm.Payload():
                     if not self._payload(event.peer, event.data):
                         self.hub.give_credit(event.peer, len(event.data))
@@ -158,10 +165,10 @@ class Session:
             if holder.identity == client.identity:
                 self._part_with(holder, reason)
 
-    def done_with(self, events: Iterable[RoundEvent]) -> None:
+    def done_with(self, events: Iterable[ClientEvent]) -> None:
         """Give the senders of the messages among these their credit."""
         for event in events:
-            if isinstance(event, FromClient):
+            if isinstance(event, FromClient | KeyPublished):
                 self.hub.give_credit(event.client.peer, len(event.message))
 
     def forward(self, event: FromClient, receiver: Client) -> None:
@@ -199,24 +206,14 @@ class Session:
         tasks = [client.sender for client in self.clients.values() if client.sender is not None]
         for task in [*tasks, *self._tasks]:
             task.cancel()
-        for newcomer in self._joining.values():
-            newcomer.timer.cancel()
+        self._newcomers.close()
         self._relay.close()
         await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
 
-    def _arrived(self, event: comm.Arrived) -> None:
-        joining = ServerJoining(self.run, self.worker_num, self.agreed, self.layout, self.roster)
-        timer = asyncio.get_running_loop().call_later(_HELLO_TIMEOUT, self._let_go, event.peer)
-        self._joining[event.peer] = _Newcomer(joining, event.authenticated_as, timer)
-        if len(self._joining) > _MOST_JOINING + self.worker_num:
-            self._let_go(self._one_of_the_crowd())
-        with contextlib.suppress(CommError):  # it may have left again: its own event will say so
-            self.hub.try_send(event.peer, joining.challenge())
-
     def _payload(self, peer: int, data: bytes | memoryview) -> bool:
-        """Act on a message; whether the round has it, and holds its sender's credit."""
-        if peer in self._joining:
-            self._hello(peer, data)
+        """Act on a message; whether the runner has it, and holds its sender's credit."""
+        if peer in self._newcomers:
+            self._newcomers.hello(peer, data)
             return False
         rank = self._ranks.get(peer)
         if rank is None:
@@ -229,9 +226,9 @@ class Session:
             return False
         match message:
             case m.RoundKeyMessage() if self.secure:
-                self._take_key(client, message)
+                return self._take_key(client, message, data)
             case m.PlainReady() if not self.secure:
-                client.free = Free(None)
+                return self._set_free(client, Free(None), data)
             case m.FinishAcknowledged() if self.is_over:
                 client.knows_end = True
             case m.Hello() | m.RoundKeyMessage() | m.PlainReady() | m.FinishAcknowledged():
@@ -242,37 +239,13 @@ class Session:
                 pass  # anything of an ended round is late
         return False
 
-    def _hello(self, peer: int, data: bytes | memoryview) -> None:
-        newcomer = self._joining[peer]
-        try:
-            applicant = newcomer.joining.receive(data)
-            self._compare_names(applicant.rank, newcomer.authenticated_as)
-            self._admit(peer, applicant.rank, applicant.identity)
-        except JoiningRefusedError as error:
-            rank = _rank_named(data)
-            self.tracker.emit(ClientRefused(rank=rank, reason=error.reason.value, detail=error.detail))
-            self._turn_away(peer, error.reason, error.detail)
-        else:
-            del self._joining[peer]
-            newcomer.timer.cancel()
-
-    def _compare_names(self, rank: int, found: str | None) -> None:
-        """Hold the rank against whom the carrier knows, where the settings ask for it."""
-        if self.authenticated_as is None:
-            return
-        wanted = self.authenticated_as.replace("{rank}", str(rank))
-        if found != wanted:
-            raise JoiningRefusedError(
-                Reason.NOT_AUTHENTICATED,
-                f"rank {rank} must be {wanted!r} to the carrier (comm_args.authenticated_as at the server), "
-                f"which knows {'nobody' if found is None else repr(found)} there",
-            )
-
     def _admit(self, peer: int, rank: int, identity: bytes) -> None:
         if self.is_over:
             raise JoiningRefusedError(Reason.RUN_OVER)
         if identity in self._refused:
             raise JoiningRefusedError(Reason.REFUSED_FOR_RUN, self._refused[identity].value)
+        if self.permanent_slots:
+            self._check_slot(rank, identity)
         holder = self.clients.get(rank)
         if holder is not None and holder.status is not Status.GONE:
             if holder.status is Status.UP:
@@ -291,10 +264,27 @@ class Session:
         client.sender = asyncio.create_task(self._run_outbox(client))
         self.clients[rank] = client
         self._ranks[peer] = rank
+        self._owners[rank] = identity
         outbox.put(welcome(self.given))
         self.tracker.emit(ClientJoined(rank=rank))
 
-    def _take_key(self, client: Client, message: m.RoundKeyMessage) -> None:
+    def _check_slot(self, rank: int, identity: bytes) -> None:
+        """Whoever came back as another client would meet shares that were dealt to the one before."""
+        if self._owners.get(rank, identity) != identity:
+            raise JoiningRefusedError(
+                Reason.RANK_TAKEN,
+                f"rank {rank} belongs to another identity for this run (slots are permanent): take a free "
+                "rank, or start with that identity's key",
+            )
+        own = [slot for slot, owner in self._owners.items() if owner == identity and slot != rank]
+        if own:
+            raise JoiningRefusedError(
+                Reason.RANK_TAKEN,
+                f"this identity is rank {own[0]} for this run (slots are permanent): start as that rank, or "
+                "take another identity",
+            )
+
+    def _take_key(self, client: Client, message: m.RoundKeyMessage, data: bytes | memoryview) -> bool:
         member = m.Member(client.rank, client.identity, message.sequence, message.key, message.signature)
         if (
             message.sequence <= client.sequence
@@ -302,9 +292,16 @@ class Session:
             or not is_round_key(message.key)
         ):
             self.expel(client, Reason.BAD_SIGNATURE)
-            return
+            return False
         client.sequence = message.sequence
-        client.free = Free(member)
+        return self._set_free(client, Free(member), data)
+
+    def _set_free(self, client: Client, free: Free, data: bytes | memoryview) -> bool:
+        """The client may take part: a runner that hears of keys takes it, or else it waits to be drawn."""
+        if self.inbox is not None and self.inbox.put(KeyPublished(client, free, data)):
+            return True
+        client.free = free
+        return False
 
     async def _deliver(self, peer: int, message: bytes | memoryview, on_arrival: OnArrival | None) -> None:
         with self.spans("send"):
@@ -341,8 +338,7 @@ class Session:
             self.inbox.tell(StatusChanged(client, status))
 
     def _gone(self, peer: int, reason: str) -> None:
-        if peer in self._joining:
-            self._joining.pop(peer).timer.cancel()
+        self._newcomers.forget(peer)
         rank = self._ranks.get(peer)
         if rank is not None:
             if (sender := self.clients[rank].sender) is not None:
@@ -351,7 +347,7 @@ class Session:
             self._lost(self.clients[rank], known)
 
     def _lost(self, client: Client, reason: Reason) -> None:
-        """The client is gone for good: the round hears of it, or people do."""
+        """The client is gone for good: the runner hears of it, or people do."""
         self._ranks.pop(client.peer, None)
         self._relay.forget(client.peer)
         if client.status is Status.GONE:
@@ -386,37 +382,7 @@ class Session:
         if client.sender is not None:
             client.sender.cancel()
 
-    def _one_of_the_crowd(self) -> int:
-        """A newcomer by chance, of those without a name that the carrier proves, or else of the largest name.
-
-        So who can prove a name is not crowded out by others, and nobody for having come first.
-        """
-        names = Counter(newcomer.authenticated_as for newcomer in self._joining.values())
-        name = max(names, key=lambda name: (name is None, names[name]))
-        return random.choice(
-            [p for p, newcomer in self._joining.items() if newcomer.authenticated_as == name]
-        )
-
-    def _let_go(self, peer: int) -> None:
-        """Close a connection that did not say who it is; an honest one will come again."""
-        self._joining.pop(peer).timer.cancel()
-        self._spawn(self.hub.close_peer(peer, comm.SERVER_FULL, _PATIENCE))
-
-    def _turn_away(self, peer: int, reason: Reason, detail: str) -> None:
-        self._joining.pop(peer).timer.cancel()
-        with contextlib.suppress(CommError):
-            self.hub.try_send(peer, refusal(reason, detail))
-        self._spawn(self.hub.close_peer(peer, reason.value, _PATIENCE))
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _rank_named(data: bytes | memoryview) -> int | None:
-    try:
-        message = from_client(data)
-    except RemoteProtocolError:
-        return None
-    return message.rank if isinstance(message, m.Hello) else None

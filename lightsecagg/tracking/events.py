@@ -2,6 +2,9 @@
 
 No event has room for a secret, nor for one client's loss or sample count: those stay in that client's own
 log. Clients are named by rank; reasons are the codes of ``lightsecagg.errors``.
+
+An asynchronous run has no rounds: clients train at their own pace, and the server buffers their updates and
+averages each full buffer, a *list*. There ``round`` is the *version* of the global model that the list makes.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ class RunStarted:
         role: "server", "client", or "run" for all in one process.
         secure: whether updates are masked.
         address: where the server listens, or where the client looks for it.
+        buffer_size: updates in a list; None in a synchronous run.
     """
 
     run_id: str
@@ -32,6 +36,7 @@ class RunStarted:
     secure: bool
     model_path: str
     log_path: str
+    buffer_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,11 @@ class ClientLost:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundStarted:
-    """A round was announced to ``cohort`` (ranks)."""
+    """A round was announced to ``cohort`` (ranks).
+
+    In an asynchronous run: the buffer of the next version begins to fill, and ``cohort`` is there. After a
+    ``RoundAborted`` it does so again for the same version.
+    """
 
     round: int
     cohort: tuple[int, ...]
@@ -73,7 +82,11 @@ class RoundStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseStarted:
-    """A step of the round begins: sharing, reporting, uploading, endorsing, recovering or decoding."""
+    """A step of the round begins: sharing, reporting, uploading, endorsing, recovering or decoding.
+
+    In an asynchronous run: collecting, endorsing or recovering. What comes in after collecting is in the next
+    list.
+    """
 
     round: int
     phase: str
@@ -81,7 +94,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class UploadDone:
-    """The update of ``rank`` is in: ``done`` of the ``of`` that may come."""
+    """The update of ``rank`` is in: ``done`` of the ``of`` that may come, or that fill the buffer."""
 
     round: int
     rank: int
@@ -90,10 +103,25 @@ class UploadDone:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpdateRefused:
+    """In an asynchronous run: an update that the server did not take; its client may train another.
+
+    Attributes:
+        reason: "stale", "too_few_holders", "not_finite" or "training_failed".
+    """
+
+    rank: int
+    reason: str
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundCompleted:
     """The average over ``survivors`` (ranks) is in the model.
 
     Attributes:
+        survivors: in an asynchronous run whose updates were in the list; a fast client may stand there twice.
+        staleness: in an asynchronous run, aligned with ``survivors``: how many versions old each update was.
         seconds: wall time of each phase, in the order of the phases.
         bytes_per_client: what went to and came from a client of the cohort on the wire, on average.
         bytes_by_phase: the same for each phase; it adds up to ``bytes_per_client``.
@@ -104,11 +132,12 @@ class RoundCompleted:
     seconds: Mapping[str, float]
     bytes_per_client: float
     bytes_by_phase: Mapping[str, float]
+    staleness: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundAborted:
-    """A round ended without a sum; the model of the last good round stands."""
+    """A round, or a list with all its updates, ended without a sum; the last good model stands."""
 
     round: int
     reason: str
@@ -136,8 +165,8 @@ class RunFinished:
     """The run is over.
 
     Attributes:
-        rounds: rounds whose average is in the model.
-        aborted: rounds that ended without one.
+        rounds: rounds, or lists, whose average is in the model.
+        aborted: those that ended without one.
         outcome: "completed", "stopped" or "failed".
         reason: why it did not complete, None if it did.
         seconds: wall time of the whole run.
@@ -159,6 +188,7 @@ Event = (
     | RoundStarted
     | PhaseStarted
     | UploadDone
+    | UpdateRefused
     | RoundCompleted
     | RoundAborted
     | Evaluated

@@ -26,14 +26,14 @@ from lightsecagg.tracking.events import (
 )
 from lightsecagg.tracking.panel import Picture
 from lightsecagg.tracking.summary import Summary
-from lightsecagg.tracking.wording import completed, line, printable
+from lightsecagg.tracking.wording import Unit, completed, line, printable, unit_of
 
 # With many clients these come in bursts, and drawing the panel for each would cost more than the round.
 _FREQUENT = (ClientJoined, UploadDone)
 _REDRAW_SECONDS = 0.1
 
 # Shown by the panel, so no line of their own above it.
-_IN_PANEL = (ClientJoined, Evaluated, PhaseStarted, RoundStarted, UploadDone)
+_IN_PANEL = (PhaseStarted, RoundStarted, UploadDone)
 
 
 class _Screen(Console):
@@ -57,6 +57,8 @@ class Terminal(Tracker):
         self._monotonic = monotonic
         self._summary = Summary()
         self._picture = Picture()
+        self._unit: Unit = "round"
+        self._has_begun = False
         self._live: Live | None = None
         self._drawn_at = 0.0
         self._held: RoundCompleted | None = None  # waits for its accuracy, until the next event at most
@@ -64,24 +66,31 @@ class Terminal(Tracker):
     def emit(self, event: Event) -> None:
         self._summary.emit(event)
         self._picture.emit(event)
-        if isinstance(event, RunStarted) and event.role != "client" and self._console.is_interactive:
-            self._start_live()
+        if isinstance(event, RunStarted):
+            self._unit = unit_of(event)
+            if event.role != "client" and self._console.is_interactive:
+                self._start_live()
+        self._has_begun |= isinstance(event, RoundStarted)
         merged = self._release(event)
         if isinstance(event, RoundCompleted):
             self._held = event
-        elif not merged and not (self._live and isinstance(event, _IN_PANEL)):
-            self._print(line(event))
+        elif not merged and not (self._live and self._is_in_panel(event)):
+            self._print(line(event, self._unit))
         self._draw(event)
         if isinstance(event, RunFinished):
             self._finish()
 
     def close(self) -> None:
         if self._held is not None:
-            self._print(printable(completed(self._held)))
+            self._print(line(self._held, self._unit))
             self._held = None
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def _is_in_panel(self, event: Event) -> bool:
+        # Who joins once the run has begun came late or came back: lines tell of losses, so of returns too.
+        return isinstance(event, _IN_PANEL) or (isinstance(event, ClientJoined) and not self._has_begun)
 
     def _start_live(self) -> None:
         if self._live is None:
@@ -94,7 +103,7 @@ class Terminal(Tracker):
         if held is None:
             return False
         evaluated = event if isinstance(event, Evaluated) and event.round == held.round else None
-        self._print(printable(completed(held, evaluated)))
+        self._print(printable(completed(held, evaluated, self._unit)))
         return evaluated is not None
 
     def _draw(self, event: Event) -> None:

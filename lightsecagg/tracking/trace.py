@@ -30,8 +30,11 @@ from lightsecagg.tracking.events import (
     RoundCompleted,
     RoundStarted,
     RunFinished,
+    RunStarted,
     Tracker,
+    UpdateRefused,
 )
+from lightsecagg.tracking.wording import Unit, unit_of
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +86,7 @@ class _Here(threading.local):
 
 
 class Trace(Tracker):
-    """Records the spans of one process, from any of its threads, and as a tracker its rounds.
+    """Records the spans of one process, from any of its threads, and as a tracker its rounds or versions.
 
     It is a ``lightsecagg.spans.Spans``: ``with trace("encode"): ...``. Names and times are all that it keeps.
     What is recorded is written down by and by, and whenever a round or a phase begins or ends. A disk that is
@@ -103,6 +106,7 @@ class Trace(Tracker):
         self._writing = threading.Lock()
         self._written = self._now()  # when
         self._has_warned = False
+        self._unit: Unit = "round"
         self._bars: list[tuple[str, int]] = []  # the round that is on, and in it the phase: name and start
         # A client that was started anew shares its file, and its rank, with the process before.
         self._ids = itertools.count(os.getpid() << 32)
@@ -134,16 +138,21 @@ class Trace(Tracker):
     def emit(self, event: Event) -> None:
         now = self._now()
         match event:
+            case RunStarted() if unit_of(event) != self._unit:
+                self._unit = unit_of(event)
+                self._name("thread_name", _ROUND_TRACK, name=f"{self._unit}s")
             case RoundStarted():
                 self._end_bars(0, now)
-                self._bars.append((f"round {event.round}", now))
+                self._bars.append((f"{self._unit} {event.round}", now))
             case PhaseStarted() if self._bars:
                 self._end_bars(1, now)
                 self._bars.append((event.phase, now))
             case PhaseStarted():  # of a client: nothing says when it ends
-                self._moment(event.phase, now, round=event.round)
+                self._moment(event.phase, now, **{self._unit: event.round})
             case ClientLost():
                 self._moment(f"lost client {event.rank}", now, reason=event.reason)
+            case UpdateRefused():
+                self._moment(f"refused the update of client {event.rank}", now, reason=event.reason)
             case RoundAborted():
                 self._moment("aborted", now, reason=event.reason)
                 self._end_bars(0, now)

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lightsecagg.errors import ConfigError
-from lightsecagg.tracking.events import Evaluated, Event, RoundAborted, RoundCompleted, RunFinished, Tracker
+from lightsecagg.tracking.events import (
+    Evaluated,
+    Event,
+    RoundAborted,
+    RoundCompleted,
+    RunFinished,
+    Tracker,
+    UpdateRefused,
+)
 
 
 class WandbTracker(Tracker):
@@ -60,10 +69,13 @@ class WandbTracker(Tracker):
                         "survivors": len(event.survivors),
                         "bytes_per_client": event.bytes_per_client,
                         **{f"seconds/{phase}": seconds for phase, seconds in event.seconds.items()},
+                        **_ages(event),
                     }
                 )
             case RoundAborted():
                 self._run.log({"round": event.round, "aborted": event.reason})
+            case UpdateRefused():
+                self._run.log({"round": event.round, "refused": event.reason})
             case Evaluated():
                 measures = {"accuracy": event.accuracy, "loss": event.loss}
                 known = {label: value for label, value in measures.items() if value is not None}
@@ -73,3 +85,9 @@ class WandbTracker(Tracker):
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _ages(event: RoundCompleted) -> dict[str, float]:
+    if event.staleness is None:
+        return {}
+    return {"staleness/mean": fmean(event.staleness), "staleness/max": max(event.staleness)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import fmean
+from typing import Literal
 
 from lightsecagg.tracking.events import (
     ClientJoined,
@@ -17,10 +19,21 @@ from lightsecagg.tracking.events import (
     RoundStarted,
     RunFinished,
     RunStarted,
+    UpdateRefused,
     UploadDone,
 )
 
+Unit = Literal["round", "version", "upload"]
+"""What the numbers of a run count."""
+
 _MOST_RANKS_IN_FULL = 12
+
+
+def unit_of(run: RunStarted | None) -> Unit:
+    """``version`` for an asynchronous run, ``upload`` at its clients; ``round`` for others and before any."""
+    if run is None or run.buffer_size is None:
+        return "round"
+    return "upload" if run.role == "client" else "version"
 
 
 def printable(text: str) -> str:
@@ -73,55 +86,94 @@ def loss_of(event: ClientLost) -> str:
     return f"client {event.rank} ({event.reason}){phase}"
 
 
-def completed(event: RoundCompleted, evaluated: Evaluated | None = None) -> str:
-    """The line of a round that is done, with its accuracy where it was evaluated."""
+def completed(event: RoundCompleted, evaluated: Evaluated | None = None, unit: Unit = "round") -> str:
+    """The line of a round or version that is done, with its accuracy where it was evaluated."""
     result = f", {_measures(evaluated)}" if evaluated else ""
-    who = f"clients {ranks(event.survivors)} in the average"
-    return f"round {event.round}  done: {who}{result}  ({duration(sum(event.seconds.values()))})"
+    seconds = duration(sum(event.seconds.values()))
+    return f"{unit} {event.round}  done: {_averaged(event)}{result}  ({seconds})"
 
 
-def line(event: Event) -> str:
-    """What a log for people says of ``event``."""
-    return printable(_line(event))
+def line(event: Event, unit: Unit = "round") -> str:
+    """What a log for people says of ``event``, in a run whose numbers count ``unit``."""
+    return printable(_line(event, unit))
 
 
-def _line(event: Event) -> str:
+def _line(event: Event, unit: Unit) -> str:
     match event:
         case RunStarted():
-            return _run_started(event)
+            text = _run_started(event)
         case ClientJoined():
             text = f"client {event.rank} joined"
         case ClientRefused():
             who = "a client" if event.rank is None else f"client {event.rank}"
             text = f"refused {who} ({event.reason}){': ' + event.detail if event.detail else ''}"
-        case ClientLost():
-            where = f"round {event.round}  " if event.round is not None else ""
-            text = f"{where}lost {loss_of(event)}"
-        case RoundStarted():
-            text = f"round {event.round}  started with clients {ranks(event.cohort)} ({_numbers(event)})"
-        case PhaseStarted():
-            text = f"round {event.round}  {event.phase}"
-        case UploadDone():
-            text = f"round {event.round}  update {event.done} of {event.of} is in (client {event.rank})"
+        case ClientLost(round=None):
+            text = f"lost {loss_of(event)}"
         case RoundCompleted():
-            text = completed(event)
-        case RoundAborted():
-            text = f"round {event.round}  aborted: {event.reason}"
-        case Evaluated():
-            text = f"round {event.round}  {_measures(event)}"
+            text = completed(event, unit=unit)
         case Notice():
             text = f"warning: {event.text}" if event.level == "warning" else event.text
         case RunFinished():
             why = f": {event.reason}" if event.reason else ""
-            text = f"run {event.outcome}{why}  ({event.rounds} rounds, {duration(event.seconds)})"
+            text = f"run {event.outcome}{why}  ({event.rounds} {unit}s, {duration(event.seconds)})"
+        case _:
+            text = f"{unit} {event.round}  {_step(event, unit)}"
     return text
+
+
+def _step(
+    event: ClientLost | RoundStarted | PhaseStarted | UploadDone | UpdateRefused | RoundAborted | Evaluated,
+    unit: Unit,
+) -> str:
+    """What happened in a round, or on the way to a version."""
+    match event:
+        case ClientLost():
+            text = f"lost {loss_of(event)}"
+        case RoundStarted() if unit == "version":
+            text = f"the buffer begins to fill; clients {ranks(event.cohort)} are there"
+        case RoundStarted():
+            text = f"started with clients {ranks(event.cohort)} ({_numbers(event)})"
+        case PhaseStarted():
+            text = event.phase
+        case UploadDone():
+            where = "in the buffer" if unit == "version" else "in"
+            text = f"update {event.done} of {event.of} is {where} (client {event.rank})"
+        case UpdateRefused():
+            text = f"refused the update of client {event.rank} ({event.reason})"
+        case RoundAborted():
+            text = aborted(event, unit)
+        case Evaluated():
+            text = _measures(event)
+    return text
+
+
+def aborted(event: RoundAborted, unit: Unit = "round") -> str:
+    """``aborted: too_few_shared``, or what that means for the updates of a list."""
+    if unit == "version":
+        return f"the list failed: {event.reason}; its updates are lost"
+    return f"aborted: {event.reason}"
+
+
+def _averaged(event: RoundCompleted) -> str:
+    """Whose updates are in the average; for a list also how old each was, or the span of that if many."""
+    if event.staleness is None:
+        return f"clients {ranks(event.survivors)} in the average"
+    listed = sorted(zip(event.survivors, event.staleness, strict=True))
+    if len(listed) <= _MOST_RANKS_IN_FULL:
+        who = " ".join(str(rank) for rank, _ in listed)
+        ages = " ".join(str(age) for _, age in listed)
+        return f"clients {who} in the average, staleness {ages}"
+    who = ranks(set(event.survivors))
+    ages = f"{min(event.staleness)} to {max(event.staleness)}, mean {fmean(event.staleness):.1f}"
+    return f"{len(listed)} updates of clients {who} in the average, staleness {ages}"
 
 
 def _run_started(event: RunStarted) -> str:
     kind = "secure aggregation" if event.secure else "plain averaging, updates are not masked"
     if event.role == "client":
         return f"run {event.run_id}  client, server at {event.address}, {kind}"
-    return f"run {event.run_id}  {event.role} at {event.address}, {kind}, {_numbers(event)}"
+    buffer = "" if event.buffer_size is None else f", a buffer of {event.buffer_size} updates"
+    return f"run {event.run_id}  {event.role} at {event.address}, {kind}, {_numbers(event)}{buffer}"
 
 
 def _numbers(event: RunStarted | RoundStarted) -> str:

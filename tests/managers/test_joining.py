@@ -10,7 +10,7 @@ import pytest
 from lightsecagg.comm.base import make_transport
 from lightsecagg.comm.local import LocalCarrier, LocalHub
 from lightsecagg.errors import CommError, ConfigError, RunStopped
-from lightsecagg.managers import session
+from lightsecagg.managers import newcomers
 from lightsecagg.managers.carrier import carrier_settings, link_settings
 from lightsecagg.managers.participation import RefusedError
 from tests.managers.test_runs import PATIENCE, Stage, make_settings
@@ -78,7 +78,7 @@ async def test_crowd_that_says_nothing_keeps_nobody_out(tmp_path: Path) -> None:
     async with asyncio.timeout(PATIENCE):
         for stranger in crowd:
             await stranger.connect()
-        assert len(server._session._joining) <= 64 + 3
+        assert len(server._session._newcomers) <= 64 + 3
         results = await asyncio.gather(serving, *(stage.client(rank).run() for rank in (1, 2, 3)))
         await asyncio.gather(*(stranger.close() for stranger in crowd))
     assert results == [None] * 4
@@ -87,18 +87,18 @@ async def test_crowd_that_says_nothing_keeps_nobody_out(tmp_path: Path) -> None:
 async def test_client_that_is_crowded_out_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_MOST_JOINING", -3)  # no room at all
+    monkeypatch.setattr(newcomers, "_MOST_JOINING", -3)  # no room at all
     stage = Stage(tmp_path, make_settings(3))
     server = stage.server()
-    let_go, crowded_out = server._session._let_go, []
+    let_go, crowded_out = server._session._newcomers._let_go, []
 
     def note(peer: int) -> None:
         crowded_out.append(peer)
         if len(crowded_out) == 5:
-            monkeypatch.setattr(session, "_MOST_JOINING", 64)
+            monkeypatch.setattr(newcomers, "_MOST_JOINING", 64)
         let_go(peer)
 
-    monkeypatch.setattr(server._session, "_let_go", note)
+    monkeypatch.setattr(server._session._newcomers, "_let_go", note)
     async with asyncio.timeout(PATIENCE):
         runs = [server.run(), *(stage.client(rank).run() for rank in (1, 2, 3))]
         assert await asyncio.gather(*runs) == [None] * 4
@@ -108,7 +108,7 @@ async def test_client_that_is_crowded_out_comes_again(
 async def test_client_gives_up_a_crowded_server_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_MOST_JOINING", -3)
+    monkeypatch.setattr(newcomers, "_MOST_JOINING", -3)
     settings = make_settings(3, join_timeout=4.0)
     comm_args = settings.comm_args.model_copy(update={"connect_timeout": 1.0})
     stage = Stage(tmp_path, settings.model_copy(update={"comm_args": comm_args}))
@@ -123,20 +123,20 @@ async def test_client_gives_up_a_crowded_server_with_a_reason(
 async def test_crowd_that_can_prove_no_name_costs_those_who_can_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_MOST_JOINING", -1)  # room for two
+    monkeypatch.setattr(newcomers, "_MOST_JOINING", -1)  # room for two
     known_as(monkeypatch, [None, "client-1", None, "client-2", None])
     stage = Stage(tmp_path, make_settings(3, join_timeout=1.0))
     server = stage.server()
     serving = asyncio.create_task(server.run())
     settings, link = carrier_settings(stage.settings, "r1", 1), link_settings(stage.settings)
-    newcomers = [make_transport("LOCAL", settings, link) for _ in range(5)]
+    strangers = [make_transport("LOCAL", settings, link) for _ in range(5)]
     async with asyncio.timeout(PATIENCE):
-        for newcomer in newcomers:
-            await newcomer.connect()
+        for stranger in strangers:
+            await stranger.connect()
         with pytest.raises(RunStopped):
             await serving
-        remaining = [n.authenticated_as for n in server._session._joining.values()]
-        await asyncio.gather(*(newcomer.close() for newcomer in newcomers))
+        remaining = [n.authenticated_as for n in server._session._newcomers._joining.values()]
+        await asyncio.gather(*(stranger.close() for stranger in strangers))
     assert remaining == ["client-1", "client-2"]
 
 

@@ -246,14 +246,14 @@ async def test_clients_given_different_training_settings_do_not_train_together(t
     stage = Stage(tmp_path, make_settings(5))
     server = stage.server()
     frozen = stage.settings.train_args.model_copy(update={"learning_rate": 1e-300}).model_dump_json()
-    admit = server._session._admit
+    admit = server._session._newcomers._admit
 
     def admit_and_freeze(peer: int, rank: int, identity: bytes) -> None:
         server._session.given = {GIVEN: frozen} if rank == 1 else given
         admit(peer, rank, identity)
 
     given = dict(server._session.given)
-    server._session._admit = admit_and_freeze  # type: ignore[method-assign]
+    server._session._newcomers._admit = admit_and_freeze  # type: ignore[method-assign]
     results = await play(server, [stage.client(rank) for rank in range(1, 6)])
     assert isinstance(results[1], RefusedError)
     assert "terms_differ" in str(results[1])

@@ -43,7 +43,11 @@ def test_line_has_times_name_and_fields_and_is_out_at_once(tmp_path: Path) -> No
     log.close()
 
 
-def test_every_event_of_a_run_comes_back_as_it_was(tmp_path: Path, run: list[Event]) -> None:
+@pytest.mark.parametrize("kind", ["run", "buffered_run"])
+def test_every_event_of_a_run_comes_back_as_it_was(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    run: list[Event] = request.getfixturevalue(kind)
     log = log_at(tmp_path / "events.jsonl")
     for event in run:
         log.emit(event)
@@ -60,6 +64,19 @@ def test_numbers_of_numpy_are_numbers_in_the_log(tmp_path: Path) -> None:
     assert [entry.event for entry in jsonl.read(tmp_path / "events.jsonl")] == [
         Evaluated(round=1, accuracy=0.5)
     ]
+
+
+def test_line_of_a_version_names_the_age_of_each_update(tmp_path: Path, buffered_run: list[Event]) -> None:
+    log = log_at(tmp_path / "events.jsonl")
+    for event in buffered_run:
+        log.emit(event)
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert lines[0]["buffer_size"] == 3
+    done = [(line["survivors"], line["staleness"]) for line in lines if line["event"] == "RoundCompleted"]
+    assert done == [([2, 1, 1], [0, 0, 0]), ([3, 1, 4], [1, 0, 1])]
+    (refused,) = [line for line in lines if line["event"] == "UpdateRefused"]
+    assert (refused["rank"], refused["reason"], refused["round"]) == (3, "stale", 2)
 
 
 def test_file_is_readable_by_others_and_appended_to(tmp_path: Path) -> None:
@@ -94,6 +111,7 @@ def test_lines_that_are_no_events_of_ours_are_skipped(tmp_path: Path) -> None:
     stamp = '"time": "2026-01-02T03:04:05+00:00", "monotonic": 1'
     path.write_text(
         f'[]\n{{}}\n{{{stamp}, "event": "Later"}}\n{{{stamp}, "event": "ClientJoined", "rank": "x"}}\n'
+        f'{{{stamp}, "event": "UpdateRefused", "rank": 1, "reason": "stale", "round": null}}\n'
         f'{{{stamp}, "event": "ClientJoined", "rank": 1}}\n'
     )
     assert [entry.event for entry in jsonl.read(path)] == [ClientJoined(rank=1)]

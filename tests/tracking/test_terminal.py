@@ -11,19 +11,15 @@ from rich.console import Console
 
 from lightsecagg.tracking.events import (
     ClientJoined,
-    ClientLost,
     ClientRefused,
     Evaluated,
     Event,
     Notice,
     PhaseStarted,
     RoundCompleted,
-    RoundStarted,
     RunFinished,
     RunStarted,
-    UploadDone,
 )
-from lightsecagg.tracking.panel import Picture
 from lightsecagg.tracking.terminal import Terminal
 
 
@@ -47,12 +43,6 @@ def live(clock: float = 0.0) -> tuple[Terminal, CountingFile]:
         file=file, width=100, height=60, force_terminal=True, force_interactive=True, color_system=None
     )
     return Terminal(console, monotonic=lambda: clock), file
-
-
-def drawn(picture: Picture, width: int = 100) -> str:
-    console = Console(file=StringIO(), width=width, record=True)
-    console.print(picture.render())
-    return console.export_text()
 
 
 def of_type(run: list[Event], *types: type) -> list[Event]:
@@ -225,54 +215,73 @@ print("the run goes on", file=sys.stderr)
     assert process.returncode == 0
 
 
-def test_picture_shows_round_phase_and_where_each_client_is(run: list[Event]) -> None:
-    picture = Picture()
-    for event in run:
-        if isinstance(event, RoundCompleted):
-            break
-        picture.emit(event)
-    text = drawn(picture)
-    assert "round 3  uploading" in text
-    assert "client 1  update is in" in text
-    assert "client 4  lost (link_lost) while sharing" in text
-    picture.emit(run[-5])
-    picture.emit(run[-4])
-    text = drawn(picture)
-    assert "client 1  in the average" in text
-    assert "client 4  lost (link_lost) while sharing" in text
-    assert "91.4 %" in text
+def test_plain_lines_tell_a_whole_asynchronous_run(buffered_run: list[Event]) -> None:
+    terminal, file = plain()
+    for event in buffered_run:
+        terminal.emit(event)
+    terminal.close()
+    lines = file.getvalue().splitlines()
+    assert lines[: lines.index("run completed  (2 versions, 12.0 s)")] == [
+        "run my_run  server at 127.0.0.1:8890, secure aggregation, N 5, U 3, T 1, a buffer of 3 updates",
+        "client 1 joined",
+        "client 2 joined",
+        "client 3 joined",
+        "client 4 joined",
+        "version 1  the buffer begins to fill; clients 1 2 3 4 are there",
+        "version 1  collecting",
+        "version 1  update 1 of 3 is in the buffer (client 1)",
+        "version 1  update 2 of 3 is in the buffer (client 2)",
+        "version 1  lost client 4 (link_lost) while collecting",
+        "version 1  update 3 of 3 is in the buffer (client 1)",
+        "version 1  endorsing",
+        "version 1  recovering",
+        "version 1  done: clients 1 1 2 in the average, staleness 0 0 0  (1.5 s)",
+        "version 2  the buffer begins to fill; clients 1 2 3 are there",
+        "version 2  collecting",
+        "client 5 joined",
+        "version 1  accuracy 50.0 %",
+        "version 2  update 1 of 3 is in the buffer (client 1)",
+        "version 2  update 2 of 3 is in the buffer (client 2)",
+        "version 2  refused the update of client 3 (stale)",
+        "version 2  update 3 of 3 is in the buffer (client 5)",
+        "version 2  endorsing",
+        "version 2  recovering",
+        "version 2  the list failed: too_few_answers; its updates are lost",
+        "version 2  the buffer begins to fill; clients 1 2 3 5 are there",
+        "version 2  collecting",
+        "client 4 joined",
+        "version 2  update 1 of 3 is in the buffer (client 3)",
+        "version 2  update 2 of 3 is in the buffer (client 1)",
+        "version 2  update 3 of 3 is in the buffer (client 4)",
+        "version 2  endorsing",
+        "version 2  recovering",
+        "version 2  done: clients 1 3 4 in the average, staleness 0 1 1, accuracy 91.4 %  (1.5 s)",
+    ]
+    assert "round" not in file.getvalue()
 
 
-def test_picture_tells_who_is_left_out_and_who_is_back() -> None:
-    picture = Picture()
-    cohort = {"num_clients": 3, "target_survivors": 2, "privacy_threshold": 0}
-    picture.emit(RoundStarted(round=1, cohort=(1, 2, 3), **cohort))
-    picture.emit(ClientLost(rank=3, reason="goodbye", round=1, phase="recovering"))
-    picture.emit(
-        RoundCompleted(round=1, survivors=(1, 3), seconds={}, bytes_per_client=1.0, bytes_by_phase={})
-    )
-    text = drawn(picture)
-    assert "client 1  in the average" in text
-    assert "client 2  not in the average" in text
-    assert "client 3  lost (goodbye) while recovering" in text
-    picture.emit(RoundStarted(round=2, cohort=(1, 2, 3), **cohort))
-    assert "client 3  in the round" in drawn(picture)
+def test_version_that_is_held_at_the_end_is_told_as_a_version(buffered_run: list[Event]) -> None:
+    terminal, file = plain()
+    terminal.emit(buffered_run[0])
+    terminal.emit(next(event for event in buffered_run if isinstance(event, RoundCompleted)))
+    terminal.close()
+    assert file.getvalue().splitlines()[1:] == [
+        "version 1  done: clients 1 1 2 in the average, staleness 0 0 0  (1.5 s)"
+    ]
 
 
-def test_picture_of_many_clients_counts_them_and_names_the_lost() -> None:
-    picture = Picture()
-    for rank in range(1, 201):
-        picture.emit(ClientJoined(rank=rank))
-    for rank in range(1, 51):
-        picture.emit(ClientLost(rank=rank, reason="stalled"))
-    picture.emit(UploadDone(round=1, rank=200, done=1, of=150))
-    lines = drawn(picture).splitlines()
-    assert len(lines) < 30
-    text = "\n".join(lines)
-    assert "149 clients" in text
-    assert "client 16" in text
-    assert "client 17" not in text
-    assert "34 more" in text
+def test_late_accuracies_and_late_clients_have_lines_above_the_panel(buffered_run: list[Event]) -> None:
+    terminal, file = live()
+    for event in buffered_run:
+        terminal.emit(event)
+    text = file.getvalue()
+    assert "version 1  accuracy 50.0 %\n" in text
+    assert "client 5 joined\n" in text
+    assert "client 4 joined\n" in text
+    assert "client 3 joined\n" not in text  # before the run began: the panel has it
+    assert "version 2  refused the update of client 3 (stale)\n" in text
+    assert "version 2  the list failed: too_few_answers; its updates are lost\n" in text
+    assert "update 1 of 3" not in text  # the panel has it
 
 
 def test_summary_of_a_client_has_no_rows_about_what_it_cannot_know() -> None:

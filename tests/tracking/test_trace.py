@@ -365,6 +365,31 @@ def test_rounds_and_their_phases_are_bars_of_one_track(path: Path, run: list[Eve
     }
 
 
+def test_versions_of_an_asynchronous_run_are_bars_and_refusals_moments(
+    path: Path, buffered_run: list[Event]
+) -> None:
+    clock = Clock()
+    trace = Trace(path, 0, clock)
+    for event in buffered_run:
+        trace.emit(event)
+        clock.pass_(1)
+    events = events_of(path)
+    check(events)
+    bars = [event["name"] for event in events if event["ph"] == "X"]
+    list_of = ["collecting", "endorsing", "recovering"]
+    assert bars == [*list_of, "version 1", *list_of, "version 2", *list_of, "version 2"]
+    moments = [(event["name"], event["args"]) for event in events if event["ph"] == "i"]
+    assert moments == [
+        ("lost client 4", {"reason": "link_lost"}),
+        ("refused the update of client 3", {"reason": "stale"}),
+        ("aborted", {"reason": "too_few_answers"}),
+    ]
+    tracks = [
+        event["args"]["name"] for event in events if (event["name"], event["tid"]) == ("thread_name", 0)
+    ]
+    assert tracks[-1] == "versions"  # the last name of a track is the one that a viewer shows
+
+
 def test_phases_of_a_client_overlap_and_so_are_moments(path: Path) -> None:
     trace = Trace(path, 3, Clock(5.0))
     trace.emit(PhaseStarted(round=2, phase="sharing"))

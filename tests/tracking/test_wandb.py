@@ -77,6 +77,26 @@ def test_rounds_and_accuracies_are_logged_and_the_key_goes_by_the_settings_only(
     assert fake.run.finished
 
 
+def test_versions_are_logged_with_the_age_of_their_updates_and_what_was_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, buffered_run: list[Event]
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    tracked = tracker(tmp_path)
+    for event in buffered_run:
+        tracked.emit(event)
+    tracked.close()
+    costs = {"bytes_per_client": 2000.0, "seconds/collecting": 1.0, "seconds/recovering": 0.5}
+    assert fake.run.logged == [
+        {"round": 1, "survivors": 3, **costs, "staleness/mean": 0.0, "staleness/max": 0},
+        {"round": 1, "accuracy": 0.5},
+        {"round": 2, "refused": "stale"},
+        {"round": 2, "aborted": "too_few_answers"},
+        {"round": 2, "survivors": 3, **costs, "staleness/mean": pytest.approx(2 / 3), "staleness/max": 1},
+        {"round": 2, "accuracy": 0.914},
+    ]
+
+
 def test_service_that_refuses_is_a_config_error_without_its_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

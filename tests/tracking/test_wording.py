@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lightsecagg.tracking import wording
-from lightsecagg.tracking.events import ClientLost, RoundCompleted
+from lightsecagg.tracking.events import (
+    ClientLost,
+    Event,
+    PhaseStarted,
+    RoundCompleted,
+    RunStarted,
+    UpdateRefused,
+)
 from lightsecagg.tracking.summary import Summary
 
 
@@ -71,3 +80,86 @@ def test_summary_of_many_losses_names_the_first_and_counts_the_rest() -> None:
     assert len(lost) == 21
     assert lost[0] == "client 1 (stalled)"
     assert lost[-1] == "and 10 more, in the log"
+
+
+def version(survivors: tuple[int, ...], staleness: tuple[int, ...]) -> RoundCompleted:
+    return RoundCompleted(
+        round=7,
+        survivors=survivors,
+        staleness=staleness,
+        seconds={"collecting": 0.41},
+        bytes_per_client=1.0,
+        bytes_by_phase={},
+    )
+
+
+def test_age_of_an_update_stands_in_the_place_of_its_client() -> None:
+    assert wording.completed(version((5, 1, 2, 1), (3, 2, 0, 0)), unit="version") == (
+        "version 7  done: clients 1 1 2 5 in the average, staleness 0 2 0 3  (0.4 s)"
+    )
+
+
+def test_ages_of_many_updates_are_told_as_their_span_and_mean() -> None:
+    survivors = (*range(1, 14), 3, 20)
+    assert wording.completed(version(survivors, (0,) * 12 + (4, 1, 1)), unit="version") == (
+        "version 7  done: 15 updates of clients 1-13 20 in the average, staleness 0 to 4, mean 0.4  (0.4 s)"
+    )
+
+
+def test_ages_that_do_not_match_the_clients_are_not_shown_as_if_they_did() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        wording.completed(version((1, 2), (0,)))
+
+
+def test_numbers_count_versions_where_the_run_has_a_buffer_and_rounds_elsewhere(
+    run: list[Event], buffered_run: list[Event]
+) -> None:
+    synchronous, asynchronous = run[0], buffered_run[0]
+    assert isinstance(synchronous, RunStarted)
+    assert isinstance(asynchronous, RunStarted)
+    assert wording.unit_of(None) == wording.unit_of(synchronous) == "round"
+    assert wording.unit_of(asynchronous) == "version"
+    phase = PhaseStarted(round=2, phase="endorsing")
+    assert wording.line(phase) == "round 2  endorsing"
+    assert wording.line(phase, "version") == "version 2  endorsing"
+
+
+def test_summary_of_an_asynchronous_run_counts_updates_and_their_ages(buffered_run: list[Event]) -> None:
+    summary = Summary()
+    for event in buffered_run:
+        summary.emit(event)
+    assert summary.rows() == [
+        ("outcome", "completed after 12.0 s"),
+        ("versions", "2 completed, 1 list failed (version 2 too_few_answers)"),
+        ("accuracy", "91.4 %"),
+        ("bytes per client and version", "2.0 kB"),
+        ("time per phase and version", "collecting 1.0 s, recovering 0.5 s"),
+        ("updates used", "6 of clients 1 2 3 4, 1 to 3 of each"),
+        ("staleness", "0.3 on average, 1 at most"),
+        ("updates refused", "1 stale"),
+        ("lost", "version 1, client 4 (link_lost) while collecting"),
+        ("model", "runs/my_run/model.npz"),
+        ("log", "runs/my_run/events.jsonl"),
+    ]
+
+
+def test_summary_counts_refusals_by_reason_and_says_where_there_was_none(buffered_run: list[Event]) -> None:
+    summary = Summary()
+    summary.emit(buffered_run[0])
+    summary.emit(version((1, 2), (0, 0)))
+    rows = dict(summary.rows())
+    assert rows["updates used"] == "2 of clients 1 2, 1 of each"
+    assert rows["updates refused"] == "none"
+    for rank, reason in ((1, "stale"), (2, "not_finite"), (3, "stale")):
+        summary.emit(UpdateRefused(rank=rank, reason=reason, round=8))
+    assert dict(summary.rows())["updates refused"] == "1 not_finite, 2 stale"
+
+
+def test_summary_of_an_asynchronous_client_knows_of_its_own_refusals_only(buffered_run: list[Event]) -> None:
+    started = buffered_run[0]
+    assert isinstance(started, RunStarted)
+    summary = Summary()
+    summary.emit(replace(started, role="client", model_path="", log_path=""))
+    assert summary.rows() == [("uploads", "0 completed")]
+    summary.emit(UpdateRefused(rank=3, reason="stale", round=8))
+    assert summary.rows() == [("versions", "0 completed"), ("updates refused", "1 stale")]

@@ -1,0 +1,155 @@
+"""The server's buffer: updates that wait for their list, and the choice of those that stand in the next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lightsecagg.kernels import spread
+from lightsecagg.protocol.messages import Listed, MaskName
+from lightsecagg.protocol.uploads import Vector
+
+
+@dataclass(eq=False)
+class Upload:
+    """One client's upload, from its start to the end of its list.
+
+    Attributes:
+        name: whose, of which version, which upload.
+        cohort: to whom its mask is dealt; empty in a run without masks.
+        holders: who holds a share of it.
+        parts: the vector's checked parts, once it is in the buffer.
+    """
+
+    name: MaskName
+    cohort: frozenset[int] = frozenset()
+    holders: set[int] = field(default_factory=set)
+    parts: Sequence[Vector] = ()
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(client, upload)."""
+        return self.name.client, self.name.upload
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a list must be.
+
+    Attributes:
+        size: K, updates in it.
+        weights: of updates 0, 1, 2 … versions old; older ones stand in no list.
+        least_clients: fewest distinct clients in it.
+        least_a_weight: fewest distinct clients beside each weight.
+        quorum: holders of all of it who must be there; 0 in a run without masks.
+    """
+
+    size: int
+    weights: tuple[int, ...]
+    least_clients: int
+    least_a_weight: int = 1
+    quorum: int = 0
+
+    @property
+    def each(self) -> int:
+        """Updates of one client that may wait at a time: with more, a full buffer might make no list."""
+        return max(1, self.size - self.least_clients + 1)
+
+    @property
+    def room(self) -> int:
+        """Updates that may wait: for one list, and while another is being decoded."""
+        return 2 * self.size
+
+    def is_too_old(self, upload: Upload, version: int) -> bool:
+        """Whether the update can stand in no list from ``version`` on."""
+        return version - upload.name.version >= len(self.weights)
+
+    def weight(self, upload: Upload, version: int) -> int:
+        """s(version − the update's own)."""
+        return self.weights[version - upload.name.version]
+
+
+def choose(
+    waiting: Sequence[Upload], version: int, rules: Rules, present: frozenset[int]
+) -> list[Upload] | None:
+    """The updates of the next list, or None where there is none yet.
+
+    Args:
+        waiting: in the order in which they came, none too old.
+        version: the newest.
+        rules: what a list must be.
+        present: clients that could answer for it.
+    """
+    usable = list(waiting)
+    while len(usable) >= rules.size:
+        chosen = _with_common_holders(_distinct_first(usable), rules, present)
+        if chosen is None or len({upload.name.client for upload in chosen}) < rules.least_clients:
+            return None
+        crowds = Counter(w for w, _ in {(rules.weight(u, version), u.name.client) for u in chosen})
+        lonely = {weight for weight, clients in crowds.items() if clients < rules.least_a_weight}
+        if not lonely:
+            return chosen
+        usable = [upload for upload in usable if rules.weight(upload, version) not in lonely]
+    return None
+
+
+def _distinct_first(uploads: Sequence[Upload]) -> list[Upload]:
+    """One update of each client, then the others; each in the order in which they came."""
+    seen: set[int] = set()
+    first: list[Upload] = []
+    others: list[Upload] = []
+    for upload in uploads:
+        (others if upload.name.client in seen else first).append(upload)
+        seen.add(upload.name.client)
+    return first + others
+
+
+def _with_common_holders(
+    uploads: Sequence[Upload], rules: Rules, present: frozenset[int]
+) -> list[Upload] | None:
+    """As many as a list takes, so that a quorum of those who are present holds all of them."""
+    chosen: list[Upload] = []
+    common = set(present)
+    for upload in uploads:
+        if len(chosen) < rules.size and (not rules.quorum or len(common & upload.holders) >= rules.quorum):
+            chosen.append(upload)
+            common &= upload.holders
+    return chosen if len(chosen) == rules.size else None
+
+
+def listed(chosen: Sequence[Upload], version: int, rules: Rules) -> tuple[Listed, ...]:
+    """The list's entries."""
+    return tuple(
+        Listed(upload.name.client, upload.name.upload, rules.weight(upload, version)) for upload in chosen
+    )
+
+
+def add_weighted(
+    total: Vector,
+    part: int,
+    chosen: Sequence[Upload],
+    weights: Sequence[int],
+    add: Callable[[Vector, Vector], None],
+    double: Callable[[Vector], None],
+) -> None:
+    """total += Σ weight · update, by Horner's rule; ``total`` is zeros.
+
+    Args:
+        total: as long as the updates.
+        part: coordinates in a part.
+        chosen, weights: the updates, and as many integers ≥ 1.
+        add: adds a part to a slice of ``total``.
+        double: doubles a slice of ``total``.
+    """
+
+    def add_places(start: int, stop: int) -> None:
+        for place in range(start, stop):
+            piece = total[place * part : (place + 1) * part]
+            for bit in reversed(range(max(weights).bit_length())):
+                double(piece)
+                for upload, weight in zip(chosen, weights, strict=True):
+                    if weight >> bit & 1:
+                        add(piece, upload.parts[place])
+
+    spread(add_places, len(chosen[0].parts), 1)
