@@ -50,6 +50,7 @@ class BufferedRun(Runner[BufferMachine]):
         self._keys: dict[int, bytes] = {}
         self._unheld: dict[int, tuple[int, float]] = {}
         self._came_in_at = float("inf")
+        self._stalled_at = 0.0  # when the machine was told last that nothing comes in
         self._short_since = float("inf")
         self._evaluations = Evaluations(context.model, context.tracker)
 
@@ -163,7 +164,7 @@ class BufferedRun(Runner[BufferMachine]):
         times = [super()._next_wakeup(), self._short_since + self._key_timeout]
         times += [since + self._report_timeout for _, since in self._unheld.values()]
         if self._machine.stage is BufferStage.COLLECTING:
-            times.append(self._came_in_at + self._upload_timeout)
+            times += [self._came_in_at + self._upload_timeout, self._stalled_until]
         return min(times)
 
     def _expire(self) -> list[Action]:
@@ -172,7 +173,7 @@ class BufferedRun(Runner[BufferMachine]):
         came_in = [since for _, parts, since in self._slots.values() if parts]
         self._came_in_at = max([self._came_in_at, *came_in])
         self._check_that_it_goes_on(now)
-        return actions + self._give_up_unheld(now)
+        return actions + self._give_up_unheld(now) + self._tell_stalled(now)
 
     def _check_that_it_goes_on(self, now: float) -> None:
         alive, needed = len(self._machine.alive), self._machine.needed
@@ -188,6 +189,17 @@ class BufferedRun(Runner[BufferMachine]):
                 f"(secure_aggregation_args.upload_timeout); {self._machine.buffered} of "
                 f"{self._machine.buffer_size} updates are in the buffer"
             )
+
+    @property
+    def _stalled_until(self) -> float:
+        return max(self._came_in_at, self._stalled_at) + self._report_timeout
+
+    def _tell_stalled(self, now: float) -> list[Action]:
+        """Now and then, while nothing comes in: what waits for others may wait in vain."""
+        if self._machine.stage is not BufferStage.COLLECTING or now < self._stalled_until:
+            return []
+        self._stalled_at = now
+        return self._machine.stalled()
 
     def _give_up_unheld(self, now: float) -> list[Action]:
         """Updates that wait for holders, for too long."""
@@ -222,8 +234,8 @@ class BufferedRun(Runner[BufferMachine]):
                 return await self._freeze()
             case Ready(What.DECODE):
                 return await self._make_version() if self._machine.can_decode else ()
-            case Aborted(reason):
-                self._list_failed(reason)
+            case Aborted(reason, is_lesson):
+                self._list_failed(reason, is_lesson)
             case _:
                 pass
         return ()
@@ -277,8 +289,8 @@ class BufferedRun(Runner[BufferMachine]):
         self._begin_collecting()
         return actions
 
-    def _list_failed(self, reason: AbortReason) -> None:
-        self._context.abort(reason, self.losses)
+    def _list_failed(self, reason: AbortReason, is_lesson: bool) -> None:
+        self._context.abort(reason, self.losses, is_lesson=is_lesson)
         self._begin_collecting()
 
     def _begin_collecting(self) -> None:

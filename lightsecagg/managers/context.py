@@ -64,17 +64,20 @@ class ServerContext:
         self._aborts_in_a_row = 0
         self.tracker.emit(event)
 
-    def abort(self, reason: AbortReason, losses: str) -> None:
+    def abort(self, reason: AbortReason, losses: str, *, is_lesson: bool = False) -> None:
         """The present round ended without a sum.
 
         Args:
+            reason: why.
             losses: who was lost in it, for people.
+            is_lesson: whether the next one goes without those who let it fail; then this one does not count
+                against the run.
 
         Raises:
             RunStopped: it was one too many in a row.
         """
         self.aborted += 1
-        self._aborts_in_a_row += 1
+        self._aborts_in_a_row += not is_lesson
         self.tracker.emit(events.RoundAborted(round=self.number, reason=reason.value))
         if self._aborts_in_a_row >= self.settings.secure_aggregation_args.max_aborts:
             raise RunStopped(

@@ -43,14 +43,21 @@ class Outbox:
         sends: Iterator[Send],
         done: Callable[[], None] = lambda: None,
         on_arrival: OnArrival | None = None,
+        *,
+        is_urgent: bool = False,
     ) -> None:
         """Send a long output while there is nothing short to send.
 
         Args:
             done: called when all of it was handed to the carrier.
             on_arrival: called whenever a message of it has arrived.
+            is_urgent: it goes before those that wait or are under way.
         """
-        self._streams.append((sends, done, on_arrival))
+        entry = (sends, done, on_arrival)
+        if is_urgent:
+            self._streams.appendleft(entry)
+        else:
+            self._streams.append(entry)
         self._stir()
 
     def drop_streams(self) -> None:

@@ -21,6 +21,7 @@ from lightsecagg.managers.workload import Workload, train_settings
 from lightsecagg.parameters import Parameters
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import Action, Left, Ready, RoundOver, Send, Stream, What
+from lightsecagg.protocol.buffered.client import ClientUpload
 from lightsecagg.protocol.masking import MaskingClient
 from lightsecagg.protocol.terms import Run
 from lightsecagg.protocol.wire import encode, from_client, from_server
@@ -232,7 +233,7 @@ class Participation:
                 case Send():
                     self._outbox.put(action.message)
                 case Stream():
-                    self._outbox.stream(action.sends)
+                    self._outbox.stream(action.sends, is_urgent=action.is_urgent)
                 case Ready(What.SHARING):
                     await self._share(round_)
                 case Ready(What.TRAINING):
@@ -244,6 +245,7 @@ class Participation:
                 case Left(reason, detail):
                     because = f" ({detail})" if detail else ""
                     self._say(f"left {self._named(round_)}: {reason.value}{because}", "warning")
+                    self._outbox.drop_streams()
                     # In an asynchronous run it is what all of this client's machines share that has ended.
                     self._spawn(self._renew(self._round))
                 case _:
@@ -340,18 +342,21 @@ class Participation:
 
     async def _renew(self, ended: _Round) -> None:
         """Get ready for the next round, once training has stopped."""
-        if ended is not self._round:
+        if ended is not self._round or ended.stop.is_set():
             return
         context = self._context
         ended.stop.set()
-        self._outbox.drop_streams()
+        if not isinstance(ended.machine, ClientUpload):
+            # That one's own streams end by themselves; an answer for a list outlives it.
+            self._outbox.drop_streams()
         await asyncio.get_running_loop().run_in_executor(context.training, lambda: None)
         unsent = await self._call(ended.machine.reclaim)
         if unsent is None:
             unsent, ended.update = ended.update, None
         if unsent is not None and ended.source is not None:
             context.unsent = (ended.source, unsent)
-        self._round = self._next_round(ended.machine)
+        # In an asynchronous run the machines share what the client holds: all of it is the one thread's.
+        self._round = await self._call(lambda: self._next_round(ended.machine))
         self._publish()
 
     def _next_round(self, before: AnyClientRound | None) -> _Round:

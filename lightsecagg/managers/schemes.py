@@ -238,7 +238,16 @@ class BufferedScheme(SecureScheme):
         if isinstance(before, ClientUpload) and not before.holder.is_closed:
             holder = before.holder
         else:
-            holder = Holder(identity, rank, run, self._terms, floors=floors, roster=self._roster, spans=spans)
+            holder = Holder(
+                identity,
+                rank,
+                run,
+                self._terms,
+                floors=floors,
+                roster=self._roster,
+                before=before.holder if isinstance(before, ClientUpload) else None,
+                spans=spans,
+            )
         return ClientUpload(
             holder,
             identity,

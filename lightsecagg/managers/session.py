@@ -264,7 +264,6 @@ class Session:
         client.sender = asyncio.create_task(self._run_outbox(client))
         self.clients[rank] = client
         self._ranks[peer] = rank
-        self._owners[rank] = identity
         outbox.put(welcome(self.given))
         self.tracker.emit(ClientJoined(rank=rank))
 
@@ -297,7 +296,11 @@ class Session:
         return self._set_free(client, Free(member), data)
 
     def _set_free(self, client: Client, free: Free, data: bytes | memoryview) -> bool:
-        """The client may take part: a runner that hears of keys takes it, or else it waits to be drawn."""
+        """The client may take part: a runner that hears of keys takes it, or else it waits to be drawn.
+
+        Its slot is its own from here on, and not from joining: who never takes part keeps nobody out.
+        """
+        self._owners.setdefault(client.rank, client.identity)
         if self.inbox is not None and self.inbox.put(KeyPublished(client, free, data)):
             return True
         client.free = free

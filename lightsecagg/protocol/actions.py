@@ -22,10 +22,14 @@ class Send:
 
 @dataclass(frozen=True)
 class Stream:
-    """Deliver a long output to ``to``; it is computed as it is pulled and may be pulled in another thread."""
+    """Deliver a long output to ``to``; it is computed as it is pulled and may be pulled in another thread.
+
+    An urgent one goes before the others: somebody waits for it.
+    """
 
     to: int
     sends: Iterator[Send]
+    is_urgent: bool = False
 
 
 class What(StrEnum):
@@ -84,9 +88,13 @@ class Finished:
 
 @dataclass(frozen=True)
 class Aborted:
-    """Server: the round, or the list of an asynchronous run, is over without a sum."""
+    """Server: the round, or the list of an asynchronous run, is over without a sum.
+
+    ``is_lesson`` where the next list goes without those who let this one fail: it need not fail too.
+    """
 
     reason: AbortReason
+    is_lesson: bool = False
 
 
 @dataclass(frozen=True)

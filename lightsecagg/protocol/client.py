@@ -141,6 +141,7 @@ class ClientRound(MaskingClient[m.RoundStart, _Running]):
                     Send(SERVER, encode(m.AggregateEncodedMask(number, index, data)))
                     for index, data in enumerate(parts)
                 ),
+                is_urgent=True,
             )
         ]
 

@@ -13,19 +13,23 @@ from lightsecagg.protocol.wire import PART_BYTES, encode, part_count, part_lengt
 
 def model_streams(round_number: int, receivers: Iterable[int], model: bytes) -> list[Stream]:
     """The model's parts for each receiver; all share the messages, however many wait to be delivered."""
+    everybody = list(receivers)
     encoded: dict[int, bytes] = {}
 
     def message(index: int) -> bytes:
-        if index not in encoded:
-            part = memoryview(model)[index * PART_BYTES : (index + 1) * PART_BYTES]
-            encoded[index] = encode(ModelPart(round_number, index, part))
-        return encoded[index]
+        if index in encoded:
+            return encoded[index]
+        part = memoryview(model)[index * PART_BYTES : (index + 1) * PART_BYTES]
+        made = encode(ModelPart(round_number, index, part))
+        if len(everybody) > 1:
+            encoded[index] = made
+        return made
 
     def sends(to: int) -> Iterator[Send]:
         for index in range(part_count(len(model), PART_BYTES)):
             yield Send(to, message(index))
 
-    return [Stream(to, sends(to)) for to in receivers]
+    return [Stream(to, sends(to)) for to in everybody]
 
 
 class ModelAssembly:

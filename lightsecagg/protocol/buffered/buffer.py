@@ -19,12 +19,14 @@ class Upload:
         name: whose, of which version, which upload.
         cohort: to whom its mask is dealt; empty in a run without masks.
         holders: who holds a share of it.
+        digest: of the upload, as its dealer and its holders see it.
         parts: the vector's checked parts, once it is in the buffer.
     """
 
     name: MaskName
     cohort: frozenset[int] = frozenset()
     holders: set[int] = field(default_factory=set)
+    digest: bytes = b""
     parts: Sequence[Vector] = ()
 
     @property
@@ -52,9 +54,20 @@ class Rules:
     quorum: int = 0
 
     @property
+    def least(self) -> int:
+        """Fewest distinct clients that any list has."""
+        return max(self.least_clients, self.least_a_weight)
+
+    @property
     def each(self) -> int:
-        """Updates of one client that may wait at a time: with more, a full buffer might make no list."""
-        return max(1, self.size - self.least_clients + 1)
+        """Updates of one client that may wait at a time.
+
+        With more, they could take the places of other clients in a list, or a full buffer could be one of too
+        few clients. Those of ``least`` clients still make a list: least · each ≥ size.
+        """
+        others = self.least - 1
+        most = (self.room - 1) // others if others else self.size
+        return max(1, min(self.size - others, most))
 
     @property
     def room(self) -> int:
@@ -86,12 +99,19 @@ def choose(
         chosen = _with_common_holders(_distinct_first(usable), rules, present)
         if chosen is None or len({upload.name.client for upload in chosen}) < rules.least_clients:
             return None
-        crowds = Counter(w for w, _ in {(rules.weight(u, version), u.name.client) for u in chosen})
-        lonely = {weight for weight, clients in crowds.items() if clients < rules.least_a_weight}
+        crowds = _crowds(chosen, version, rules)
+        lonely = [weight for weight, clients in crowds.items() if clients < rules.least_a_weight]
         if not lonely:
             return chosen
-        usable = [upload for upload in usable if rules.weight(upload, version) not in lonely]
+        # One at a time: in its place there may be enough beside another.
+        rarest = min(lonely, key=_crowds(usable, version, rules).__getitem__)
+        usable = [upload for upload in usable if rules.weight(upload, version) != rarest]
     return None
+
+
+def _crowds(uploads: Sequence[Upload], version: int, rules: Rules) -> Counter[int]:
+    """How many distinct clients stand beside each weight."""
+    return Counter(w for w, _ in {(rules.weight(u, version), u.name.client) for u in uploads})
 
 
 def _distinct_first(uploads: Sequence[Upload]) -> list[Upload]:

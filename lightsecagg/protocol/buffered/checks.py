@@ -25,10 +25,12 @@ class Held:
     Attributes:
         version: the global version it was trained on, as its dealer sealed it.
         identity: its dealer's.
+        digest: of the upload, as this client sees it.
     """
 
     version: int
     identity: bytes
+    digest: bytes
 
 
 class Slots:
@@ -166,12 +168,12 @@ def _check_crowd(
     for entry in updates.entries:
         crowds.setdefault(entry.weight, set()).add(held[entry.client, entry.upload].identity)
     everybody = set().union(*crowds.values())
-    if len(everybody) < floors.min_buffer_clients:
-        raise RemoteProtocolError(
-            Reason.BELOW_FLOOR,
-            f"{len(everybody)} clients in the list; min_buffer_clients is {floors.min_buffer_clients}",
-        )
     alone = buffering.privacy_threshold + 2
+    least = max(floors.min_buffer_clients, alone)
+    if len(everybody) < least:
+        raise RemoteProtocolError(
+            Reason.BELOW_FLOOR, f"{len(everybody)} clients in the list; min_buffer_clients is {least}"
+        )
     if floors.strict_weights and min(map(len, crowds.values())) < alone:
         raise RemoteProtocolError(
             Reason.BELOW_FLOOR, f"fewer than T + 2 = {alone} clients share a weight (strict_weights)"
@@ -182,7 +184,7 @@ def check_list_certificate(
     certificate: m.ListCertificate,
     parameters: Parameters,
     slots: Slots,
-    run: bytes,
+    digest: bytes,
     verifier: Verifier = verify,
 ) -> None:
     """U distinct clients of the run signed this very list.
@@ -191,7 +193,7 @@ def check_list_certificate(
         certificate: what the server sent.
         parameters: of the run.
         slots: learns who is where.
-        run: the run's digest.
+        digest: of the list, as this client sees it.
     """
     endorsers = m.members(certificate.endorsers, parameters.num_clients)
     if (
@@ -204,8 +206,8 @@ def check_list_certificate(
     for place, slot in enumerate(sorted(endorsers)):
         identity = certificate.identities[place * PUBLIC_BYTES : (place + 1) * PUBLIC_BYTES]
         signature = certificate.signatures[place * SIGNATURE_BYTES : (place + 1) * SIGNATURE_BYTES]
-        slots.learn(slot, identity)
-        if not is_list_signed(identity, signature, run, certificate.list, verifier):
+        if not is_list_signed(identity, signature, digest, verifier):
             raise RemoteProtocolError(
                 Reason.BAD_CERTIFICATE, "a signature of the certificate does not verify"
             )
+        slots.learn(slot, identity)

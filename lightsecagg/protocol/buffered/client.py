@@ -79,6 +79,20 @@ class ClientUpload(MaskingClient[m.UploadStart, _Running]):
     def _accept(self, message: m.FromServer) -> list[Action]:
         return self.holder.receive(message) if isinstance(message, MESSAGES) else super()._accept(message)
 
+    def _concerns(self, message: m.FromServer) -> bool:
+        # The start of an upload that this client has left: its newer key was not there yet.
+        own = self.member
+        return super()._concerns(message) and not (
+            isinstance(message, m.UploadStart)
+            and any(
+                each.identity == own.identity and each.sequence < own.sequence and self._is_signed(each)
+                for each in message.cohort
+            )
+        )
+
+    def _is_signed(self, member: m.Member) -> bool:
+        return is_signed(member, self._run, self._verifier)
+
     def _start(self, start: m.UploadStart) -> list[Action]:
         holder = self.holder
         if start.version < holder.newest:
@@ -91,7 +105,7 @@ class ClientUpload(MaskingClient[m.UploadStart, _Running]):
             holder.parameters,
             self._floors,
             holder.slots,
-            lambda member: is_signed(member, self._run, self._verifier),
+            self._is_signed,
         )
         holder.check_model(start.version, start.model_hash)
         own = self.member.rank
@@ -101,7 +115,7 @@ class ClientUpload(MaskingClient[m.UploadStart, _Running]):
         peers = {member.rank: member.key for member in start.cohort if member.rank != own}
         keys = self._agree(peers, digest, start.round, own)
         dealing = Dealing(holder.codec, name, self._length, keys, self._entropy, self._spans)
-        holder.begin(start, dealing.own_seed)
+        holder.begin(start, digest, dealing.own_seed)
         self._running = running = _Running(
             round=start.round,
             version=start.version,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightsecagg.identity import Identity, Roster, Verifier, verify
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import SERVER, Action, Send, Stream
 from lightsecagg.protocol.buffered.checks import Held, Slots, check_list, check_list_certificate, check_offer
-from lightsecagg.protocol.buffered.views import run_digest, sign_list, upload_digest
+from lightsecagg.protocol.buffered.views import list_digest, run_digest, sign_list, upload_digest
 from lightsecagg.protocol.holding import Share, ShareForm, sum_parts
 from lightsecagg.protocol.terms import Floors, Run, buffered_parameters, vector_length
 from lightsecagg.protocol.uploads import OutgoingUpload
@@ -50,8 +50,11 @@ class _Stand:
     """The last list that the client stood for."""
 
     updates: m.UpdateList | None = None
+    digest: bytes = b""
     chosen: list[tuple[Share, int]] = field(default_factory=list)
     """What its answer is made of, until it is given."""
+    is_wanted: bool = False
+    """Whether its answer is on its way; where the list ends first, so does the answer."""
 
 
 class Holder:
@@ -68,6 +71,8 @@ class Holder:
         terms: what it has configured and every client must have alike.
         floors: what it demands of a list.
         roster: who may take part; None for an open run.
+        before: the holder that the client had in this session, and left with; what was under way to that one
+            is nothing to this.
         verifier: checks what the other clients signed.
         spans: is told what takes how long.
 
@@ -84,6 +89,7 @@ class Holder:
         *,
         floors: Floors,
         roster: Roster | None = None,
+        before: Holder | None = None,
         verifier: Verifier = verify,
         spans: Spans = no_spans,
     ) -> None:
@@ -108,6 +114,7 @@ class Holder:
         self._holdings: dict[Name, _Holding] = {}
         self._own: dict[int, OutgoingUpload[Any] | None] = {}
         self._seen: dict[int, int] = {}
+        self._before = 0 if before is None else before.last_seen
         self._models: dict[int, bytes] = {}
         self._stand = _Stand()
         self.is_closed = False
@@ -121,11 +128,16 @@ class Holder:
         """Whose shares are here, whole and opened."""
         return frozenset(name for name, holding in self._holdings.items() if holding.share.is_whole)
 
+    @property
+    def last_seen(self) -> int:
+        """The highest number of an upload that this client was offered a share of, or dealt itself."""
+        return max([self._before, *self._seen.values()])
+
     def publish(self, key: RoundKey) -> None:
         """A fresh key of this client's: shares may come sealed for it, and for the one before it."""
         self._keys = [*self._keys[-1:], key]
 
-    def begin(self, start: m.UploadStart, seed: bytes) -> None:
+    def begin(self, start: m.UploadStart, digest: bytes, seed: bytes) -> None:
         """The client deals a mask of its own, of which it keeps a share; its older keys are erased.
 
         The server has seen the newest key: it offers no share for an older one any more.
@@ -135,9 +147,10 @@ class Holder:
         self._forget_old()
         share = Share(self._form, None, seeded=True)
         share.keep(seed)
-        known = Held(start.version, self._identity.public)
+        known = Held(start.version, self._identity.public, digest)
         self._holdings[self._slot, start.round] = _Holding(share, known, is_told=True)
         self._own[start.round] = None
+        self._seen[self._slot] = start.round
 
     def uploading(self, number: int, upload: OutgoingUpload[Any]) -> None:
         """This is the client's own upload ``number`` as it leaves."""
@@ -152,8 +165,6 @@ class Holder:
         """
         if self._models.setdefault(version, model_hash) != model_hash:
             raise RemoteProtocolError(Reason.MODEL_MISMATCH, f"two models for version {version}")
-        while len(self._models) > self._most:
-            del self._models[min(self._models)]
 
     def receive(self, message: m.FromServer) -> list[Action]:
         """Take one of ``MESSAGES``.
@@ -189,6 +200,7 @@ class Holder:
         self._keys.clear()
         self._holdings.clear()
         self._own.clear()
+        self._stand.is_wanted = False
         self._stand = _Stand()
 
     def _take_offer(self, offer: m.ShareOffer) -> None:
@@ -199,10 +211,10 @@ class Holder:
         self._seen[name.client] = name.upload
         if len(self._holdings) >= self._most:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "more uploads than a run can have open")
-        self.check_model(name.version, offer.model_hash)
         key = next((key for key in self._keys if key.public == offer.key), None)
-        if key is None or not self._is_recent(name.version):
+        if key is None or not self._is_recent(name.version) or not self._can_remember(name.version):
             return  # erased, or of no use: not held
+        self.check_model(name.version, offer.model_hash)
         digest = upload_digest(self.digest, name, offer.dealer, cohort, offer.model_hash)
         try:
             keys = key.agree(offer.dealer.key, digest, name.upload, self._slot, name.client)
@@ -211,7 +223,9 @@ class Holder:
         survivors = self.parameters.target_survivors
         seeded = is_seeded(name.client, self._slot, sorted(cohort), survivors)
         share = Share(self._form, keys, seeded=seeded)
-        self._holdings[name.client, name.upload] = _Holding(share, Held(name.version, offer.dealer.identity))
+        self._holdings[name.client, name.upload] = _Holding(
+            share, Held(name.version, offer.dealer.identity, digest)
+        )
 
     @property
     def _most(self) -> int:
@@ -221,8 +235,12 @@ class Holder:
     def _is_recent(self, version: int) -> bool:
         return version > self.newest - len(self._buffering.weights)
 
+    def _can_remember(self, version: int) -> bool:
+        """Whether the version's model is known, or may be; to forget another's would let it be told anew."""
+        return version in self._models or len(self._models) < self._most + len(self._buffering.weights)
+
     def _take_share(self, mask: m.MaskName, take: Callable[[Share], None]) -> list[Action]:
-        if mask.upload > self._seen.get(mask.client, -1):
+        if mask.upload > max(self._before, self._seen.get(mask.client, -1)):
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share that was not offered")
         holding = self._holdings.get((mask.client, mask.upload))
         if holding is None:
@@ -240,38 +258,42 @@ class Holder:
         return []
 
     def _endorse(self, updates: m.UpdateList) -> list[Action]:
-        if updates == self._stand.updates:
+        if updates == self._stand.updates or self._is_of_before(updates):
             return []
-        self._check(updates)
-        self._stand_for(updates)
+        self._stand_for(updates, self._check(updates))
         with self._spans("endorse"):
-            signature = sign_list(self._identity, self.digest, updates)
+            signature = sign_list(self._identity, self._stand.digest)
         return [Send(SERVER, encode(m.Endorse(updates.number, signature)))]
 
     def _answer(self, certificate: m.ListCertificate) -> list[Action]:
         updates = certificate.list
+        if self._is_of_before(updates):
+            return []
         is_new = updates != self._stand.updates
+        digest = self._check(updates) if is_new else self._stand.digest
+        check_list_certificate(certificate, self.parameters, self.slots, digest, self._verifier)
         if is_new:
-            self._check(updates)
-        check_list_certificate(certificate, self.parameters, self.slots, self.digest, self._verifier)
-        if is_new:
-            self._stand_for(updates)
+            self._stand_for(updates, digest)
         chosen, self._stand.chosen = self._stand.chosen, []
         if not chosen:
             return []
-        number = updates.number
+        self._stand.is_wanted = True
         parts = sum_parts(self._form, chosen, self._spans)
-        return [
-            Stream(
-                SERVER,
-                (
-                    Send(SERVER, encode(m.AggregateEncodedMask(number, index, data)))
-                    for index, data in enumerate(parts)
-                ),
-            )
-        ]
+        return [Stream(SERVER, self._answer_parts(self._stand, updates.number, parts), is_urgent=True)]
 
-    def _check(self, updates: m.UpdateList) -> None:
+    @staticmethod
+    def _answer_parts(stand: _Stand, number: int, parts: Iterator[memoryview]) -> Iterator[Send]:
+        for index, data in enumerate(parts):
+            if not stand.is_wanted:
+                return  # the list has ended
+            yield Send(SERVER, encode(m.AggregateEncodedMask(number, index, data)))
+
+    def _is_of_before(self, updates: m.UpdateList) -> bool:
+        """Whether the list was for the holder before this one, with whom its shares are gone."""
+        return any(entry.upload <= self._before for entry in updates.entries)
+
+    def _check(self, updates: m.UpdateList) -> bytes:
+        """The list's digest, if the client may stand for it."""
         check_list(
             updates,
             self._buffering,
@@ -282,15 +304,18 @@ class Holder:
             own=self._slot,
             uploaded={number for number, upload in self._own.items() if upload and upload.is_whole},
         )
+        uploads = (self._holdings[entry.client, entry.upload].known.digest for entry in updates.entries)
+        return list_digest(self.digest, updates, uploads)
 
-    def _stand_for(self, updates: m.UpdateList) -> None:
+    def _stand_for(self, updates: m.UpdateList, digest: bytes) -> None:
         """From here on these shares serve this list or none: another list with one of them finds it gone."""
         chosen = []
         for entry in updates.entries:
             chosen.append((self._holdings.pop((entry.client, entry.upload)).share, entry.weight))
             if entry.client == self._slot:
                 self._own.pop(entry.upload, None)
-        self._stand = _Stand(updates, chosen)
+        self._stand.is_wanted = False
+        self._stand = _Stand(updates, digest, chosen)
         self.newest = max(self.newest, updates.version)
         self._forget_old()
 
@@ -302,6 +327,7 @@ class Holder:
         listed = self._stand.updates
         if listed and {(entry.client, entry.upload) for entry in listed.entries} & set(masks):
             self._stand.chosen = []
+            self._stand.is_wanted = False
 
     def _forget_old(self) -> None:
         """Erase what no list can name any more: lists weigh by versions that do not fall."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class BufferMachine(Attendance):
         """How many lists were frozen."""
         self.rules = rules
         self._stage = BufferStage.COLLECTING
-        self._model = b""
+        self._model = self._model_hash = b""
         self._uploads: dict[int, Upload] = {}
         self._buffer: list[Upload] = []
         self._chosen: list[Upload] = []
@@ -86,6 +87,7 @@ class BufferMachine(Attendance):
         self._not_before: dict[int, int] = {}
         self._last: dict[int, int] = {}
         self._started = 0
+        self._is_stirred = True  # something happened that may let a client start or a list be made
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(version={self.version}, stage={self._stage.value})"
@@ -147,6 +149,7 @@ class BufferMachine(Attendance):
         self._set_presence(number, Presence.UP)
         self._free[number] = member
         self._occupy(number, member)
+        self._is_stirred = True
         return self._settle()
 
     def publish(self, model: bytes) -> list[Action]:
@@ -158,7 +161,8 @@ class BufferMachine(Attendance):
         if self.version >= 0:
             self._move(BufferStage.COLLECTING)
         self.version += 1
-        self._model = model
+        self._is_stirred = True
+        self._model, self._model_hash = model, hashlib.sha256(model).digest()
         actions = self._end_list()
         for number, upload in list(self._uploads.items()):
             if self.rules.is_too_old(upload, self.version):
@@ -166,6 +170,18 @@ class BufferMachine(Attendance):
         for upload in [upload for upload in self._buffer if self.rules.is_too_old(upload, self.version)]:
             actions += self._evict(upload, Reason.STALE)
         return [*actions, *self._settle()]
+
+    def stalled(self) -> list[Action]:
+        """Nothing came in for long: who withdrew may try again; where enough updates of enough clients make
+        no list, the oldest goes, so that others can come.
+        """
+        if self._stage is not BufferStage.COLLECTING:
+            return []
+        self._not_before.clear()
+        self._is_stirred = True
+        clients = {upload.name.client for upload in self._buffer}
+        is_enough = len(self._buffer) >= self.rules.size and len(clients) >= self.rules.least
+        return [*(self._relieve(is_patient=False) if is_enough else []), *self._settle()]
 
     def give_up(self, number: int) -> list[Action]:
         """Refuse an update of ``unheld``: it could stand in no list."""
@@ -183,7 +199,8 @@ class BufferMachine(Attendance):
         if chosen is None:
             raise LocalProtocolError("freeze() wants can_freeze: a list whose updates enough clients hold")
         self._chosen = chosen
-        self._buffer = [upload for upload in self._buffer if upload not in chosen]
+        gone = {upload.key for upload in chosen}
+        self._buffer = [upload for upload in self._buffer if upload.key not in gone]
         self.list_number += 1
         weights = [self.rules.weight(upload, self.version) for upload in chosen]
         actions = self._begin_list(chosen, weights)
@@ -204,12 +221,17 @@ class BufferMachine(Attendance):
     def deadline(self) -> list[Action]:
         """The present stage of the list has lasted long enough: it fails. Nothing else is timed here."""
 
-    def abort(self, reason: AbortReason) -> list[Action]:
-        """The list fails: its updates are lost, and never tried again."""
+    def abort(self, reason: AbortReason, *, is_lesson: bool = False) -> list[Action]:
+        """The list fails: its updates are lost, and never tried again.
+
+        Args:
+            reason: why.
+            is_lesson: whether the next list goes without those who let this one fail.
+        """
         if self._stage not in (BufferStage.ENDORSING, BufferStage.RECOVERING):
             return []
         self._move(BufferStage.COLLECTING)
-        return [Aborted(reason), *self._end_list(), *self._settle()]
+        return [Aborted(reason, is_lesson), *self._end_list(), *self._settle()]
 
     @abstractmethod
     def _begin_upload(self, upload: Upload, member: m.Member | None) -> list[Action]:
@@ -228,6 +250,7 @@ class BufferMachine(Attendance):
         if UploadCompleted(number) in actions:
             upload = self._uploads.pop(number)
             self._buffer.append(upload)
+            self._is_stirred = True
             actions += self._desk.end(number)
             actions += self._send_to([number], encode(m.RoundEnd(upload.name.upload, "done")))
         return actions
@@ -247,9 +270,11 @@ class BufferMachine(Attendance):
             case m.SealedSeeds(mask) | m.EncodedMask(mask) if mask.client != number:
                 raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share under another's name")
             case m.SealedSeeds(mask) | m.EncodedMask(mask):
-                found = mask.upload
+                found: int | None = mask.upload
             case _:
-                found = m.round_of(message) or 0
+                found = m.round_of(message)
+        if found is None:
+            return True  # of no upload: the tables say that it cannot come
         upload = self._uploads.get(number)
         present = None if upload is None else upload.name.upload
         return self._is_present(found, present, self._last.get(number, 0))
@@ -261,12 +286,15 @@ class BufferMachine(Attendance):
         return found == present
 
     def _settle(self) -> list[Action]:
-        actions = self._start_those_free()
+        # Most messages stir nothing, and looking at every client and update would cost more than they do.
+        if not self._is_stirred:
+            return [] if self._stage is BufferStage.COLLECTING else self._advance()
+        self._is_stirred = False
+        actions = self._relieve() if self._stage is BufferStage.COLLECTING else []
+        actions += self._start_those_free()
         room = len(self._buffer) < self.rules.room
         held = {number for number, upload in self._uploads.items() if self._is_held(upload)}
         actions += self._desk.admit(held if room else ())
-        if self._stage is BufferStage.COLLECTING:
-            actions += self._relieve()
         return [*actions, *self._advance()]
 
     def _offer_list(self) -> list[Action]:
@@ -278,13 +306,48 @@ class BufferMachine(Attendance):
     def _choose(self, present: frozenset[int]) -> list[Upload] | None:
         return choose(self._buffer, self.version, self.rules, present)
 
-    def _relieve(self) -> list[Action]:
-        """A full buffer that makes no list would stay full: its oldest update goes."""
+    def _relieve(self, *, is_patient: bool = True) -> list[Action]:
+        """A buffer that makes no list, and to which nobody can add, would stay so: its oldest update goes.
+
+        Only where those who are left can make a list at all: else they would train for nothing, for ever.
+
+        Args:
+            is_patient: whether somebody who trains, or may come back to it, counts as adding.
+        """
         actions: list[Action] = []
-        while len(self._buffer) >= self.rules.room and self._choose(self._alive()) is None:
+        while (
+            self._is_shut(is_patient=is_patient)
+            and sum(map(self._is_willing, self._alive())) >= self.needed
+            and self._choose(self._alive()) is None
+        ):
             oldest = min(self._buffer, key=lambda upload: (upload.name.version, upload.name.upload))
             actions += self._evict(oldest, Reason.CROWDED_OUT)
         return actions
+
+    def _is_shut(self, *, is_patient: bool) -> bool:
+        """Whether no further update can come into the buffer."""
+        if not self._buffer:
+            return False
+        adding = (self._may_add(number, is_patient=is_patient) for number in self._alive())
+        return len(self._buffer) >= self.rules.room or not any(adding)
+
+    def _may_add(self, number: int, *, is_patient: bool) -> bool:
+        if number in self._uploads:
+            return is_patient or self._desk.state(number) is not UpdateState.TRAINING
+        is_there = is_patient or number in self._free
+        return is_there and self._is_willing(number) and self._has_room_for(number)
+
+    def _is_willing(self, number: int) -> bool:
+        """Whether the client has not withdrawn, or left, on this version."""
+        return self.version >= self._not_before.get(number, 0)
+
+    def _has_room_for(self, number: int) -> bool:
+        """Whether another update of this client may wait.
+
+        Those of the list under way count: who waits for it starts on the version that is made of it.
+        """
+        waiting = sum(upload.name.client == number for upload in (*self._buffer, *self._chosen))
+        return waiting < self.rules.each
 
     def _start_those_free(self) -> list[Action]:
         actions: list[Action] = []
@@ -299,28 +362,27 @@ class BufferMachine(Attendance):
         return actions
 
     def _may_start(self, number: int) -> bool:
-        waiting = sum(upload.name.client == number for upload in self._buffer)
         return (
-            self.version >= self._not_before.get(number, 0)
+            self._is_willing(number)
             and self._stage is not BufferStage.PUBLISHING
             and number in self._up()
-            and waiting < self.rules.each
+            and self._has_room_for(number)
         )
 
     def _leave(self, number: int, reason: Reason) -> list[Action]:
-        if reason in (Reason.NOT_FINITE, Reason.TRAINING_FAILED) and number in self._uploads:
-            return self._withdraw(number, reason)  # a client without masks has no other word for it
         return self._drop(ClientDropped(number, reason, left=True))
 
     def _withdraw(self, number: int, reason: Reason) -> list[Action]:
         """The client could not train on this version: it waits for another."""
         upload = self._uploads.pop(number)
+        self._is_stirred = True
         self._not_before[number] = upload.name.version + 1
         return [UpdateRefused(number, reason), *self._desk.end(number), *self._spend([upload])]
 
     def _refuse(self, number: int, reason: Reason) -> list[Action]:
         """The client's upload ends before it was whole."""
         upload = self._uploads.pop(number)
+        self._is_stirred = True
         return [
             UpdateRefused(number, reason),
             *self._send_to([number], encode(m.RoundEnd(upload.name.upload, reason.value))),
@@ -331,6 +393,7 @@ class BufferMachine(Attendance):
     def _evict(self, upload: Upload, reason: Reason) -> list[Action]:
         """An update leaves the buffer unused."""
         self._buffer.remove(upload)
+        self._is_stirred = True
         return [UpdateRefused(upload.name.client, reason), *self._spend([upload])]
 
     def _end_list(self) -> list[Action]:
@@ -350,6 +413,8 @@ class BufferMachine(Attendance):
             return []
         self._set_presence(number, Presence.GONE)
         self._free.pop(number, None)
+        if dropped.left:
+            self._not_before[number] = self.version + 1  # what made it leave would do so again at once
         actions: list[Action] = [dropped, *self._desk.end(number)]
         if (upload := self._uploads.pop(number, None)) is not None:
             actions += self._spend([upload])
@@ -370,9 +435,14 @@ class BufferMachine(Attendance):
     def _vacate(self, number: int) -> list[Action]:
         """The client's slot is empty; it is in no cohort and holds nothing any more."""
 
+    def _set_presence(self, number: int, presence: Presence) -> None:
+        super()._set_presence(number, presence)
+        self._is_stirred = True
+
     def _move(self, stage: BufferStage) -> None:
         self._stage = move(BUFFER_MOVES, self._stage, stage)
         self._offered.clear()
+        self._is_stirred = True
 
 
 def contributions(version: int, chosen: Iterable[Upload], weights: Iterable[int]) -> tuple[Contribution, ...]:

@@ -6,13 +6,12 @@ learning with buffered asynchronous aggregation", AISTATS 2022.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from lightsecagg.errors import LocalProtocolError
+from lightsecagg.errors import LocalProtocolError, Reason
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import Action, Send, What
 from lightsecagg.protocol.attendance import Presence
@@ -56,7 +55,7 @@ class PlainBufferedServer(BufferMachine):
         super().__init__(capacity, rules, desk)
         self._length = dimension + 1
         self._max_weight = max_weight
-        self._least = max(min_clients, rules.least_clients)
+        self._least = max(min_clients, rules.least)
         self._spans = spans
         self._total: npt.NDArray[np.float64] = np.zeros(0)
         self._weights: Sequence[int] = ()
@@ -89,7 +88,7 @@ class PlainBufferedServer(BufferMachine):
 
     def _begin_upload(self, upload: Upload, member: m.Member | None) -> list[Action]:  # noqa: ARG002
         number = upload.name.client
-        opening = m.PlainStart(upload.name.upload, len(self._model), hashlib.sha256(self._model).digest())
+        opening = m.PlainStart(upload.name.upload, len(self._model), self._model_hash)
         return [
             Send(number, encode(opening)),
             *model_streams(upload.name.upload, [number], self._model),
@@ -105,6 +104,11 @@ class PlainBufferedServer(BufferMachine):
                 return self._leave(number, message.reason)
             case _:  # pragma: no cover - `judge` lets nothing else through
                 raise AssertionError(message)
+
+    def _leave(self, number: int, reason: Reason) -> list[Action]:
+        if reason in (Reason.NOT_FINITE, Reason.TRAINING_FAILED) and number in self._uploads:
+            return self._withdraw(number, reason)  # a client without masks has no other word for it
+        return super()._leave(number, reason)
 
     def _begin_list(self, chosen: Sequence[Upload], weights: Sequence[int]) -> list[Action]:
         self._total, self._weights = np.zeros(self._length), weights

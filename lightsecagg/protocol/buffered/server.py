@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -25,7 +24,7 @@ from lightsecagg.protocol.actions import Action, Ready, Send, StageReached, What
 from lightsecagg.protocol.attendance import Presence
 from lightsecagg.protocol.buffered.buffer import Rules, Upload, add_weighted, listed
 from lightsecagg.protocol.buffered.machine import BufferMachine, ListResult, contributions
-from lightsecagg.protocol.buffered.views import is_list_signed, run_digest
+from lightsecagg.protocol.buffered.views import is_list_signed, list_digest, run_digest, upload_digest
 from lightsecagg.protocol.collecting import Answers, ShareTally, unmask
 from lightsecagg.protocol.model import model_streams
 from lightsecagg.protocol.terms import Run, buffered_parameters, most_summands, quantizer_of, vector_length
@@ -69,10 +68,6 @@ class BufferedServer(BufferMachine):
         if buffering is None:
             raise ParameterError("wanted the terms of an asynchronous run, found those of a synchronous one")
         self.parameters = buffered_parameters(buffering)
-        if min_buffer_clients > buffering.buffer_size:
-            raise ParameterError(
-                f"a buffer of {buffering.buffer_size} updates holds no list of {min_buffer_clients} clients"
-            )
         self._quantizer = quantizer_of(terms)
         field = PrimeField(terms.order)
         self._quantizer.check(field, most_summands(buffering))
@@ -87,6 +82,10 @@ class BufferedServer(BufferMachine):
             self.parameters.target_survivors,
         )
         super().__init__(buffering.capacity, rules, desk)
+        if rules.least > rules.size:
+            raise ParameterError(
+                f"a buffer of {rules.size} updates holds no list of {rules.least} clients; enlarge the buffer"
+            )
         self._spans = spans
         self._codec = MaskCodec(field, self.parameters)
         self._digest = run_digest(run, terms)
@@ -95,13 +94,16 @@ class BufferedServer(BufferMachine):
         self._tallies: dict[tuple[int, int], ShareTally] = {}
         self._list: m.UpdateList | None = None
         self._holders: frozenset[int] = frozenset()
+        self._list_digest = b""
         self._endorsements: dict[int, tuple[bytes, bytes]] = {}
+        self._misses: dict[int, int] = {}
+        self._debts: dict[int, int] = {}
         self._total: Elements = np.zeros(0, dtype=np.uint32)
         self._answers = Answers(self._codec, self._length)
 
     @property
     def needed(self) -> int:
-        return self._least
+        return max(self._least, self.rules.least)
 
     @property
     def can_decode(self) -> bool:
@@ -133,11 +135,36 @@ class BufferedServer(BufferMachine):
     def deadline(self) -> list[Action]:
         match self._stage:
             case BufferStage.ENDORSING:
-                return self.abort(AbortReason.TOO_FEW_ENDORSEMENTS)
+                is_lesson = self._learn(self._holders - self._endorsements.keys())
+                return self.abort(AbortReason.TOO_FEW_ENDORSEMENTS, is_lesson=is_lesson)
+            case BufferStage.RECOVERING if not self.can_decode:
+                is_lesson = self._learn(self._holders - self._answers.whole)
+                return self.abort(AbortReason.TOO_FEW_ANSWERS, is_lesson=is_lesson)
             case BufferStage.RECOVERING:
-                return [Ready(What.DECODE)] if self.can_decode else self.abort(AbortReason.TOO_FEW_ANSWERS)
+                return [Ready(What.DECODE)]
             case _:
                 return []
+
+    def _learn(self, silent: frozenset[int]) -> bool:
+        """Build no list on those who were silent, until they have answered for others.
+
+        A dealer could deal so that exactly U hold its update, itself among them, and say nothing to its list.
+        Who fails again owes more answers. Where too few are left without them, nobody is to blame.
+
+        Returns:
+            whether the next list goes without them.
+        """
+        for number in silent:
+            self._misses[number] = self._debts[number] = self._misses.get(number, 0) + 1
+        if len(self._alive() - self._debts.keys()) < self.needed:
+            self._debts.clear()
+        return not silent.isdisjoint(self._debts)
+
+    def _choose(self, present: frozenset[int]) -> list[Upload] | None:
+        return super()._choose(present - self._debts.keys())
+
+    def _is_held(self, upload: Upload) -> bool:
+        return len(upload.holders - self._debts.keys()) >= self.rules.quorum
 
     def _occupy(self, number: int, member: m.Member | None) -> None:
         assert member is not None, "a run with masks has keys"
@@ -148,7 +175,7 @@ class BufferedServer(BufferMachine):
         self._holders -= {number}
         self._answers.forget(number)
         actions: list[Action] = []
-        for upload in [upload for upload in self._buffer if not self._is_held(upload)]:
+        for upload in [u for u in self._buffer if len(u.holders) < self.rules.quorum]:
             actions += self._evict(upload, Reason.TOO_FEW_HOLDERS)
         for other, upload in list(self._uploads.items()):
             if len(upload.cohort) < self.rules.quorum:
@@ -169,12 +196,12 @@ class BufferedServer(BufferMachine):
         upload.holders = {number}
         self._tallies[upload.key] = ShareTally(self._codec, name, sorted(upload.cohort), self._length)
         bits = m.bitmap(upload.cohort, self.parameters.num_clients)
-        model_hash = hashlib.sha256(self._model).digest()
-        start = m.UploadStart(name.upload, name.version, tuple(cohort), len(self._model), model_hash)
+        upload.digest = upload_digest(self._digest, name, member, upload.cohort, self._model_hash)
+        start = m.UploadStart(name.upload, name.version, tuple(cohort), len(self._model), self._model_hash)
         actions: list[Action] = [Send(number, encode(start))]
         for other in cohort:
             if other.rank != number:
-                offer = m.ShareOffer(name, member, other.key, bits, model_hash)
+                offer = m.ShareOffer(name, member, other.key, bits, self._model_hash)
                 actions.append(Send(other.rank, encode(offer)))
         return [*actions, *model_streams(name.upload, [number], self._model)]
 
@@ -216,7 +243,10 @@ class BufferedServer(BufferMachine):
         upload, tally = self._known[mask.client, mask.upload], self._tallies[mask.client, mask.upload]
         if mask != upload.name or number not in upload.cohort - upload.holders or not tally.has_all(number):
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "a share that this client cannot hold")
+        was_held = self._is_held(upload)
         upload.holders.add(number)
+        # In the buffer each holder counts: lists are of updates that the same clients hold.
+        self._is_stirred |= mask.client not in self._uploads or self._is_held(upload) is not was_held
         return []
 
     def _begin_list(self, chosen: Sequence[Upload], weights: Sequence[int]) -> list[Action]:
@@ -232,6 +262,7 @@ class BufferedServer(BufferMachine):
                 lambda piece: loops(len(piece)).add(piece, piece, field.order),
             )
         self._list = m.UpdateList(self.list_number, self.version, listed(chosen, self.version, self.rules))
+        self._list_digest = list_digest(self._digest, self._list, (upload.digest for upload in chosen))
         self._holders = self._alive().intersection(*(upload.holders for upload in chosen))
         self._endorsements = {}
         self._answers = Answers(self._codec, self._length)
@@ -239,10 +270,10 @@ class BufferedServer(BufferMachine):
         return self._send_to(self._holders, encode(m.ListAnnounced(self._list)))
 
     def _take_signature(self, number: int, message: m.Endorse) -> list[Action]:
-        if number not in self._holders or number in self._endorsements or self._list is None:
+        if number not in self._holders or number in self._endorsements:
             raise RemoteProtocolError(Reason.PROTOCOL_VIOLATION, "an endorsement that was not asked for")
         identity = self._members[number].identity
-        if not is_list_signed(identity, message.signature, self._digest, self._list):
+        if not is_list_signed(identity, message.signature, self._list_digest):
             raise RemoteProtocolError(Reason.BAD_SIGNATURE, "an endorsement that does not verify")
         self._endorsements[number] = identity, message.signature
         return []
@@ -254,7 +285,15 @@ class BufferedServer(BufferMachine):
             self.late_messages += 1
             return []
         self._answers.take(number, message.index, message.data)
+        if number in self._debts and number in self._answers.whole:
+            self._pay(number)
         return []
+
+    def _pay(self, number: int) -> None:
+        self._debts[number] -= 1
+        if not self._debts[number]:
+            del self._debts[number]
+            self._is_stirred = True
 
     def _advance(self) -> list[Action]:
         wanted, left = self.parameters.target_survivors, len(self._holders)
@@ -286,7 +325,6 @@ class BufferedServer(BufferMachine):
         return [
             StageReached(self._stage.value),
             *self._send_to(self._holders, encode(certificate)),
-            *self._advance(),
         ]
 
     def _end_list(self) -> list[Action]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import msgspec
 
 from lightsecagg.identity import Identity, Verifier, verify
-from lightsecagg.labels import LIST_ENDORSEMENT, PROTOCOL_VERSION, RUN_DIGEST, UPLOAD_DIGEST
+from lightsecagg.labels import LIST_DIGEST, LIST_ENDORSEMENT, PROTOCOL_VERSION, RUN_DIGEST, UPLOAD_DIGEST
 from lightsecagg.protocol.messages import MaskName, Member, Terms, UpdateList, as_plain
 from lightsecagg.protocol.terms import Run, vector_length
 
@@ -44,17 +45,26 @@ def upload_digest(
     return hashlib.sha256(msgspec.msgpack.encode(everything)).digest()
 
 
-def sign_list(identity: Identity, run: bytes, updates: UpdateList) -> bytes:
+def list_digest(run: bytes, updates: UpdateList, uploads: Iterable[bytes]) -> bytes:
+    """SHA-256 over a list as a holder of all of it sees it, which is what it signs.
+
+    A client that was started anew may deal another mask under a number that it had before: by the uploads'
+    digests, signatures over one of the masks are none over the other.
+
+    Args:
+        run: the run's digest.
+        updates: the list.
+        uploads: the digest of each of its uploads, in its order.
+    """
+    everything = [LIST_DIGEST, run, as_plain(updates), list(uploads)]
+    return hashlib.sha256(msgspec.msgpack.encode(everything)).digest()
+
+
+def sign_list(identity: Identity, digest: bytes) -> bytes:
     """A holder's signature over its one list of this number."""
-    return identity.sign(LIST_ENDORSEMENT, run, _encoded(updates))
+    return identity.sign(LIST_ENDORSEMENT, digest)
 
 
-def is_list_signed(
-    public: bytes, signature: bytes, run: bytes, updates: UpdateList, verifier: Verifier = verify
-) -> bool:
-    """Whether ``public`` signed this very list."""
-    return verifier(public, signature, LIST_ENDORSEMENT, run, _encoded(updates))
-
-
-def _encoded(updates: UpdateList) -> bytes:
-    return msgspec.msgpack.encode(as_plain(updates))
+def is_list_signed(public: bytes, signature: bytes, digest: bytes, verifier: Verifier = verify) -> bool:
+    """Whether ``public`` signed the list with this digest."""
+    return verifier(public, signature, LIST_ENDORSEMENT, digest)
