@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help install demo test lint bench bench-paper bench-large apt clean
+.PHONY: help install demo demo-async test lint bench bench-paper bench-large apt clean
 
 help:
 	@echo "make demo     install, then a server and 5 clients on digits, one of them killed on the way"
+	@echo "make demo-async  the same with 6 clients of very different speeds: at their own pace, then in rounds"
 	@echo "make test     install, then ruff, mypy and the whole test suite"
 	@echo "make bench    install, then the benchmarks; results in benchmarks/results/*.json"
 	@echo "make bench-paper  LightSecAgg beside SecAgg and SecAgg+ in the paper's setting; docs/paper.md"
@@ -26,6 +27,9 @@ $(STAMP): pyproject.toml
 
 demo: install
 	$(BIN)/lightsecagg demo
+
+demo-async: install
+	$(BIN)/lightsecagg demo-async
 
 # Debian's packages are asked for here only: the broker of the MQTT tests and benchmarks, and what tests/network makes hosts with.
 apt:

@@ -28,6 +28,9 @@ from lightsecagg.managers.participation import Observer
 @click.option("--rank", type=int, required=True, help="Which client this is: 1..worker_num.")
 @click.option("--role", type=click.Choice(["client"]), default="client", hidden=True)
 @click.option("--halt-at", metavar="ROUND:EVENT", hidden=True, help="Stop (SIGSTOP) at an event.")
+@click.option(
+    "--pace", type=float, default=0.0, metavar="SECONDS", hidden=True, help="Train at least so long."
+)
 def client(
     config: Path,
     run_id: str,
@@ -36,6 +39,7 @@ def client(
     rank: int,
     role: str,  # noqa: ARG001 - FedML's scripts pass it
     halt_at: str | None,
+    pace: float,
 ) -> None:
     """Take part in the run RUN_ID as client RANK; waits for the server where that is not there yet."""
     with starting():
@@ -48,7 +52,7 @@ def client(
         folder = RunFolder(runs, run_id, settings)
         tracker, spans = make_tracker(settings, folder, rank, notices)
         identity = find_identity(settings, run_id, rank)
-        process = Client(settings, folder, rank, identity, tracker, halting(halt_at), spans)
+        process = Client(settings, folder, rank, identity, tracker, halting(halt_at), spans, pace)
     serve(process.run, tracker)
 
 
@@ -61,7 +65,7 @@ def halting(halt_at: str | None) -> Observer | None:
 
     def observe(seen: str) -> None:
         nonlocal rounds, is_due
-        rounds += seen in ("take RoundStart", "take PlainStart")
+        rounds += seen in ("take RoundStart", "take UploadStart", "take PlainStart")
         if is_due and rounds == int(round_text) and seen == event:
             is_due = False  # once: a process that was continued may come by again
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -6,6 +6,7 @@ import click
 
 from lightsecagg.cli.client import client
 from lightsecagg.cli.demo import demo
+from lightsecagg.cli.demo_async import demo_async
 from lightsecagg.cli.keygen import keygen
 from lightsecagg.cli.mpi import mpi
 from lightsecagg.cli.mqtt_config import mqtt_config
@@ -24,5 +25,5 @@ def main() -> None:
     prepare_process()
 
 
-for command in (server, client, run, mpi, demo, keygen, roster, mqtt_config, simulate, trace):
+for command in (server, client, run, mpi, demo, demo_async, keygen, roster, mqtt_config, simulate, trace):
     main.add_command(command)
