@@ -1,8 +1,8 @@
-"""A simulated network between one ``ServerRound`` and its ``ClientRound``s: real bytes, no time, one order.
+"""A simulated network between a server's machine and its clients': real bytes, no time, one order.
 
 Every pair of peers is a link that keeps order and loses nothing, as ``comm.link`` promises; what varies is
-which link delivers next and which long output is pulled next. Here the oldest comes first, so that one
-client's shares are through before the next one computes its own; ``chaos`` chooses by a seed.
+which link delivers next and which long output is pulled next. In ``Network`` the oldest comes first, so that
+one client's shares are through before the next one computes its own; ``chaos`` chooses by a seed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from lightsecagg.errors import Reason
 from lightsecagg.field import Elements
@@ -26,11 +26,16 @@ from lightsecagg.protocol.actions import (
     Stream,
     What,
 )
+from lightsecagg.protocol.attendance import Attendance
 from lightsecagg.protocol.client import ClientRound
+from lightsecagg.protocol.masking import MaskingClient
 from lightsecagg.protocol.server import ServerRound
+from lightsecagg.protocol.wire import from_client, from_server
 from lightsecagg.quantize import WeightedUpdate
 
 _T = TypeVar("_T")
+_Server = TypeVar("_Server", bound=Attendance)
+_Client = TypeVar("_Client", bound=MaskingClient[Any, Any])
 
 Updates = Callable[[int], Elements | WeightedUpdate]
 """A client's number to what it has trained."""
@@ -44,6 +49,7 @@ class Outlet:
     """A long output of one peer that is still being pulled."""
 
     owner: int
+    receiver: int
     sends: Iterator[Send]
 
 
@@ -54,8 +60,8 @@ Possible = Link | Outlet | int
 """What may happen next: a link delivers, an outlet is pulled, a client hands over what it trained."""
 
 
-class Network:
-    """Carries one round from its start to its end.
+class Medium(Generic[_Server, _Client]):
+    """What lies between a server's machine and its clients'; subclasses choose what happens next.
 
     Args:
         server, clients: the machines; clients by number.
@@ -65,15 +71,14 @@ class Network:
 
     def __init__(
         self,
-        server: ServerRound,
-        clients: Mapping[int, ClientRound],
+        server: _Server,
+        clients: Mapping[int, _Client],
         updates: Updates,
         *,
         spy: Spy | None = None,
     ) -> None:
         self.server = server
         self.clients = clients
-        self.outcome: Finished | Aborted | None = None
         self.dropped: dict[int, Reason] = {}
         self.offers: list[What] = []
         """What the server would let its caller do, oldest first."""
@@ -85,10 +90,6 @@ class Network:
         self._away: set[int] = set()
         self._gone: set[int] = set()
 
-    def start(self) -> None:
-        """Open the round."""
-        self.perform(SERVER, self.compute(SERVER, self.server.start))
-
     def compute(self, owner: int, call: Callable[[], _T]) -> _T:  # noqa: ARG002 - for who measures
         """Let machine ``owner`` do some work; the place to measure it."""
         return call()
@@ -98,11 +99,26 @@ class Network:
         return list(self._oldest_first())
 
     def _oldest_first(self) -> Iterator[Possible]:
+        if not self._away:  # as a rule, and it is asked all the time
+            yield from self._links
+            yield from self._outlets
+            yield from (number for number in self._untrained if self.clients[number].can_upload)
+            return
         away = self._away
         yield from (link for link in self._links if not (link[0] in away or link[1] in away))
         yield from (outlet for outlet in self._outlets if outlet.owner not in away)
-        busy = {outlet.owner for outlet in self._outlets} | away
-        yield from (number for number in self._untrained if number not in busy)
+        yield from (n for n in self._untrained if n not in away and self.clients[n].can_upload)
+
+    def named(self, what: Possible) -> str:
+        """In words for people."""
+        if isinstance(what, int):
+            return f"{what} has trained"
+        if isinstance(what, Outlet):
+            return f"{what.owner} computes its next part"
+        sender, receiver = what
+        raw = self._links[what][0]
+        message = from_client(raw) if receiver == SERVER else from_server(raw)
+        return f"{sender} -> {receiver}: {type(message).__name__}"
 
     def step(self) -> bool:
         """Let the oldest thing happen; False where nothing can without the caller."""
@@ -120,38 +136,18 @@ class Network:
         else:
             self._deliver(what)
 
-    def run(self) -> None:
-        """From the start to the end: take every offer, and let deadlines end what is stuck."""
-        self.start()
-        while self.outcome is None:
-            if self.offers:
-                self.accept(self.offers.pop(0))
-            elif not self.step():
-                self.perform(SERVER, self.compute(SERVER, self.server.deadline))
-
-    def accept(self, what: What) -> None:
-        """The plainest policy: take every offer."""
-        match what:
-            case What.FREEZE:
-                if self.server.can_freeze:
-                    self.perform(SERVER, self.compute(SERVER, self.server.freeze))
-            case What.CLOSE:
-                if self.server.can_close:
-                    self.perform(SERVER, self.compute(SERVER, self.server.deadline))
-            case What.DECODE:
-                self.compute(SERVER, self.server.finish)
-                self.perform(SERVER, self.compute(SERVER, self.server.end))
-            case _:
-                raise AssertionError(what)
-
-    def lose(self, number: int, reason: Reason = Reason.LINK_LOST) -> None:
-        """The client vanishes for good; what is on its links vanishes with it."""
+    def cut(self, number: int) -> None:
+        """Nothing passes between this client and the server any more; what is on its links vanishes."""
         self._gone.add(number)
-        self._away.discard(number)
-        self._outlets = [outlet for outlet in self._outlets if outlet.owner != number]
+        self._outlets = [outlet for outlet in self._outlets if number not in (outlet.owner, outlet.receiver)]
         self._untrained = [other for other in self._untrained if other != number]
         for link in [link for link in self._links if number in link]:
             del self._links[link]
+
+    def lose(self, number: int, reason: Reason = Reason.LINK_LOST) -> None:
+        """The client vanishes for good, and the server is told."""
+        self.cut(number)
+        self._away.discard(number)
         self.perform(SERVER, self.compute(SERVER, lambda: self.server.lose(number, reason)))
 
     def away(self, number: int) -> None:
@@ -172,25 +168,23 @@ class Network:
             match action:
                 case Send():
                     self._put(owner, action)
-                case Stream():
-                    self._outlets.append(Outlet(owner, action.sends))
+                case Stream(to, sends):
+                    self._outlets.append(Outlet(owner, to, sends))
                 case Ready(What.SHARING):
-                    self._outlets.append(Outlet(owner, self.clients[owner].shares()))
+                    self._outlets.append(Outlet(owner, SERVER, self.clients[owner].shares()))
                 case Ready(What.TRAINING):
                     self._untrained.append(owner)
                 case Ready(what):
                     self.offers.append(what)
                 case ClientDropped(number, reason):
                     self.dropped[number] = reason
-                case Finished() | Aborted() if owner == SERVER:
-                    self.outcome = action
                 case Left():
                     self._forget(owner)
                 case _:
                     pass
 
     def _put(self, owner: int, send: Send) -> None:
-        if {owner, send.to} & self._gone:
+        if owner in self._gone or send.to in self._gone:
             return
         if self._spy is not None:
             self._spy(owner, send.to, send.message)
@@ -222,9 +216,63 @@ class Network:
     def _train(self, number: int) -> None:
         self._untrained.remove(number)
         client = self.clients[number]
-        if client.can_upload:
-            update = self._updates(number)
-            self._outlets.append(Outlet(number, self.compute(number, lambda: client.upload(update))))
+        update = self._updates(number)
+        sends = self.compute(number, lambda: client.upload(update))
+        self._outlets.append(Outlet(number, SERVER, sends))
 
     def _forget(self, number: int) -> None:
+        """The client trains no more for what it was started on."""
         self._untrained = [other for other in self._untrained if other != number]
+
+
+class Network(Medium[ServerRound, ClientRound]):
+    """Carries one synchronous round from its start to its end.
+
+    Args:
+        server, clients, updates, spy: as for ``Medium``.
+    """
+
+    def __init__(
+        self,
+        server: ServerRound,
+        clients: Mapping[int, ClientRound],
+        updates: Updates,
+        *,
+        spy: Spy | None = None,
+    ) -> None:
+        super().__init__(server, clients, updates, spy=spy)
+        self.outcome: Finished | Aborted | None = None
+
+    def start(self) -> None:
+        """Open the round."""
+        self.perform(SERVER, self.compute(SERVER, self.server.start))
+
+    def run(self) -> None:
+        """From the start to the end: take every offer, and let deadlines end what is stuck."""
+        self.start()
+        while self.outcome is None:
+            if self.offers:
+                self.accept(self.offers.pop(0))
+            elif not self.step():
+                self.perform(SERVER, self.compute(SERVER, self.server.deadline))
+
+    def accept(self, what: What) -> None:
+        """The plainest policy: take every offer."""
+        match what:
+            case What.FREEZE:
+                if self.server.can_freeze:
+                    self.perform(SERVER, self.compute(SERVER, self.server.freeze))
+            case What.CLOSE:
+                if self.server.can_close:
+                    self.perform(SERVER, self.compute(SERVER, self.server.deadline))
+            case What.DECODE:
+                self.compute(SERVER, self.server.finish)
+                self.perform(SERVER, self.compute(SERVER, self.server.end))
+            case _:
+                raise AssertionError(what)
+
+    def perform(self, owner: int, actions: list[Action]) -> None:
+        super().perform(owner, actions)
+        for action in actions:
+            if isinstance(action, Finished | Aborted):
+                self.outcome = action

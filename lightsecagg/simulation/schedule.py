@@ -6,13 +6,14 @@ Two outcomes of a round are right: the exact sum over S, or an abort that the lo
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 
 from lightsecagg import randomness
 from lightsecagg.errors import AbortReason, Reason
@@ -21,7 +22,6 @@ from lightsecagg.identity import Identity
 from lightsecagg.protocol import collecting, dealing, holding, model, terms, wire
 from lightsecagg.protocol.actions import Aborted
 from lightsecagg.protocol.client import ClientRound
-from lightsecagg.protocol.collecting import RoundResult
 from lightsecagg.protocol.server import ServerRound
 from lightsecagg.quantize import FixedPoint
 from lightsecagg.simulation.chaos import Chaos, FlawError
@@ -30,7 +30,7 @@ from lightsecagg.simulation.network import Link
 
 Trace = Callable[[str], None]
 
-_QUANTIZERS = {
+QUANTIZERS = {
     32749: FixedPoint(4.0, 4, 100),
     2**16 - 15: FixedPoint(2.0, 6, 250),
     2**24 - 3: FixedPoint(8.0, 10, 1000),
@@ -42,7 +42,7 @@ _QUANTIZERS = {
 _MOST_CLIENTS = 12
 _ORDERS = {
     order: max(n for n in range(2, _MOST_CLIENTS + 1) if quantizer.fits(PrimeField(order), n))
-    for order, quantizer in _QUANTIZERS.items()
+    for order, quantizer in QUANTIZERS.items()
 }
 
 
@@ -67,10 +67,10 @@ class Played:
 class ScheduleError(Exception):
     """A schedule broke a promise, or a machine raised what it must not; the message names the seed."""
 
-    def __init__(self, seed: int, error: BaseException) -> None:
+    def __init__(self, seed: int, error: BaseException, mode: str = terms.MODE_SYNC) -> None:
         super().__init__(
             f"seed {seed}: {type(error).__name__}: {error} "
-            f"(replay: python -m lightsecagg.simulation.soak --seed {seed})"
+            f"(replay: python -m lightsecagg.simulation.soak --mode {mode} --seed {seed})"
         )
         self.seed = seed
 
@@ -149,7 +149,7 @@ class _Schedule:
         links: dict[Link, list[bytes | memoryview]],
     ) -> tuple[list[_Member], dict[Link, list[bytes | memoryview]], Played]:
         rng, parameters = self._rng, plan.parameters
-        quantizer, prime = _QUANTIZERS[plan.order], PrimeField(plan.order)
+        quantizer, prime = QUANTIZERS[plan.order], PrimeField(plan.order)
         agreed = terms.vector_terms(quantizer, dimension, num_clients=parameters.num_clients, field=prime)
         before, self._round = self._round, self._round + rng.randint(1, 3)
         if self._trace is not None:
@@ -168,7 +168,7 @@ class _Schedule:
             )
             if member.kept is None:
                 member.weight = rng.choice((0, 1, rng.randint(0, quantizer.max_weight)))
-                member.kept = _draw_update(rng, quantizer, member.weight, dimension)
+                member.kept = draw_update(rng, quantizer, member.weight, dimension)
         by_number = dict(enumerate(members, start=1))
         machines = {n: member.machine for n, member in by_number.items() if member.machine is not None}
         server = ServerRound(
@@ -218,7 +218,7 @@ def _settle_update(chaos: Chaos, number: int, member: _Member, handed_over: Elem
         raise FlawError(f"client {number} lost an update that never left")
 
 
-def _draw_update(rng: random.Random, quantizer: FixedPoint, weight: int, dimension: int) -> list[int]:
+def draw_update(rng: random.Random, quantizer: FixedPoint, weight: int, dimension: int) -> list[int]:
     """What a client of this weight may upload: integers up to ±⌊clip · 2^bits · n / max_weight⌋."""
     scale = Fraction(quantizer.clip) * 2**quantizer.fraction_bits * Fraction(weight, quantizer.max_weight)
     most = int(scale)
@@ -255,16 +255,23 @@ def _judge(
         raise FlawError(f"S = {result.survivors}, but the clients were shown {chaos.survivor_sets}")
     if len(result.survivors) < plan.parameters.target_survivors:
         raise FlawError(f"S = {result.survivors} has fewer than U members")
-    _check_sum(result, quantizer, [vectors[n] for n in result.survivors])
+    total = [sum(column) for column in zip(*(vectors[n] for n in result.survivors), strict=True)]
+    check_mean(result.mean, result.total_weight, quantizer, total)
     return result.survivors
 
 
-def _check_sum(result: RoundResult, quantizer: FixedPoint, vectors: list[list[int]]) -> None:
-    """Python's integers know the sum."""
-    *total, weight = (sum(column) for column in zip(*vectors, strict=True))
-    if result.total_weight != weight:
-        raise FlawError(f"the weight is {result.total_weight}, not {weight}")
-    for found, exact in zip(result.mean.tolist(), total, strict=True):
+def check_mean(
+    mean: npt.NDArray[np.float64], total_weight: int, quantizer: FixedPoint, total: Sequence[int]
+) -> None:
+    """Python's integers know the sum: ``total``, of which the last is that of the weights.
+
+    Raises:
+        FlawError: what was decoded is not its mean.
+    """
+    *coordinates, weight = total
+    if total_weight != weight:
+        raise FlawError(f"the weight is {total_weight}, not {weight}")
+    for found, exact in zip(mean.tolist(), coordinates, strict=True):
         if weight == 0:
             right = found == 0
         else:

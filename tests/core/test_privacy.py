@@ -53,11 +53,20 @@ def paper_experiment(p: int, n: int, u: int, t: int) -> Experiment:
 
 
 def seeded_experiment(
-    monkeypatch: pytest.MonkeyPatch, p: int, n: int, u: int, t: int, owner: int
+    monkeypatch: pytest.MonkeyPatch,
+    p: int,
+    n: int,
+    u: int,
+    t: int,
+    owner: int,
+    cohort: Sequence[int] | None = None,
 ) -> Experiment:
-    """All values of the U freely chosen shares; the product derives the mask and the other shares."""
-    columns = every_choice(p, u)
-    receivers = seeded_receivers(owner, range(1, n + 1), u)
+    """All values of the U freely chosen shares; the product derives the mask and the other shares.
+
+    ``cohort`` is those of the n to whom the mask is dealt; all by default.
+    """
+    columns, cohort = every_choice(p, u), range(1, n + 1) if cohort is None else cohort
+    receivers = seeded_receivers(owner, cohort, u)
     rows = {bytes([receiver] * 32): columns[k] for k, receiver in enumerate(receivers)}
     monkeypatch.setattr(
         seeded,
@@ -65,12 +74,10 @@ def seeded_experiment(
         lambda seed, field, start, out: np.copyto(out, rows[seed][start : start + len(out)]),
     )
     codec = MaskCodec(PrimeField(p), Parameters(n, u, t))
-    dealer = SeededShares(
-        codec, owner, codec.clients, {receiver: bytes([receiver] * 32) for receiver in receivers}
-    )
+    dealer = SeededShares(codec, owner, cohort, {receiver: bytes([receiver] * 32) for receiver in receivers})
     mask, derived = dealer.whole((u - t) * columns.shape[1])
     shares = derived | {receiver: columns[k] for k, receiver in enumerate(receivers)}
-    assert sorted(shares) == list(range(1, n + 1))
+    assert sorted(shares) == list(cohort)
     return mask.reshape(u - t, -1), shares
 
 
@@ -93,18 +100,18 @@ def is_secret(seen: Counter[tuple[int, ...]], p: int, colluders: int) -> bool:
     return all(is_uniform(masks, p) for masks in by_shares.values())
 
 
-def colluding(n: int, sizes: Iterable[int]) -> list[tuple[int, ...]]:
-    return [chosen for size in sizes for chosen in combinations(range(1, n + 1), size)]
+def colluding(experiment: Experiment, sizes: Iterable[int]) -> list[tuple[int, ...]]:
+    return [chosen for size in sizes for chosen in combinations(sorted(experiment[1]), size)]
 
 
-def hold(experiment: Experiment, p: int, n: int, u: int, t: int) -> None:
+def hold(experiment: Experiment, p: int, u: int, t: int) -> None:
     """Up to T colluders learn nothing; T + 1 learn something, so the count can tell."""
-    for chosen in colluding(n, range(t + 1)):
+    for chosen in colluding(experiment, range(t + 1)):
         seen = view(experiment, chosen)
         assert sum(seen.values()) == p**u
         assert is_uniform(seen, p), f"{chosen} learn something"
         assert is_secret(seen, p, len(chosen))
-    for chosen in colluding(n, [t + 1]):
+    for chosen in colluding(experiment, [t + 1]):
         seen = view(experiment, chosen)
         assert not is_uniform(seen, p), f"{chosen} learn nothing"
         assert not is_secret(seen, p, len(chosen))
@@ -112,7 +119,7 @@ def hold(experiment: Experiment, p: int, n: int, u: int, t: int) -> None:
 
 @pytest.mark.parametrize(("p", "n", "u", "t"), CASES)
 def test_in_the_papers_form_t_colluders_learn_nothing_and_one_more_do(p: int, n: int, u: int, t: int) -> None:
-    hold(paper_experiment(p, n, u, t), p, n, u, t)
+    hold(paper_experiment(p, n, u, t), p, u, t)
 
 
 @pytest.mark.parametrize(("p", "n", "u", "t"), CASES)
@@ -120,7 +127,7 @@ def test_in_the_seeded_form_t_colluders_learn_nothing_and_one_more_do(
     monkeypatch: pytest.MonkeyPatch, p: int, n: int, u: int, t: int
 ) -> None:
     for owner in range(1, n + 1):
-        hold(seeded_experiment(monkeypatch, p, n, u, t, owner), p, n, u, t)
+        hold(seeded_experiment(monkeypatch, p, n, u, t, owner), p, u, t)
 
 
 @pytest.mark.parametrize(("p", "n", "u", "t"), CASES)
@@ -132,6 +139,36 @@ def test_both_forms_have_one_distribution(
     assert all(
         view(seeded_experiment(monkeypatch, p, n, u, t, owner), everyone) == paper for owner in everyone
     )
+
+
+COHORTS = [
+    # p, capacity, U, T, to whom the mask is dealt
+    (7, 4, 2, 1, (1, 3, 4)),
+    (7, 4, 2, 1, (2, 4)),
+    (11, 7, 2, 1, (1, 4, 7)),
+    (11, 7, 3, 1, (2, 3, 5, 7)),
+    (11, 7, 3, 2, (1, 2, 6)),
+    (11, 7, 3, 2, (1, 3, 4, 6, 7)),
+    (11, 7, 3, 0, (3, 4, 6)),
+]
+
+
+@pytest.mark.parametrize(("p", "capacity", "u", "t", "cohort"), COHORTS)
+def test_dealt_to_some_of_the_slots_t_of_them_learn_nothing_and_one_more_do(
+    monkeypatch: pytest.MonkeyPatch, p: int, capacity: int, u: int, t: int, cohort: tuple[int, ...]
+) -> None:
+    """As asynchronous runs deal: the points are those of all slots, and the cohort has gaps."""
+    for owner in cohort:
+        hold(seeded_experiment(monkeypatch, p, capacity, u, t, owner, cohort), p, u, t)
+
+
+@pytest.mark.parametrize(("p", "capacity", "u", "t", "cohort"), COHORTS)
+def test_dealt_to_some_of_the_slots_the_shares_are_those_of_the_papers_form(
+    monkeypatch: pytest.MonkeyPatch, p: int, capacity: int, u: int, t: int, cohort: tuple[int, ...]
+) -> None:
+    paper = view(paper_experiment(p, capacity, u, t), cohort)
+    for owner in cohort:
+        assert view(seeded_experiment(monkeypatch, p, capacity, u, t, owner, cohort), cohort) == paper
 
 
 def experiment_at(p: int, n: int, u: int, t: int, data_points: Sequence[int]) -> Experiment:
@@ -161,5 +198,5 @@ def noiseless(p: int, n: int, u: int, t: int) -> Experiment:
 )
 def test_a_broken_encoding_is_found_out(broken: Callable[[], Experiment]) -> None:
     with pytest.raises(AssertionError, match="learn something"):
-        hold(broken(), 7, 3, 3, 1)
-    hold(experiment_at(7, 3, 3, 1, [4, 5, 6]), 7, 3, 3, 1)
+        hold(broken(), 7, 3, 1)
+    hold(experiment_at(7, 3, 3, 1, [4, 5, 6]), 7, 3, 1)

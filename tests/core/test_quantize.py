@@ -171,6 +171,61 @@ def test_stochastic_rounding_is_unbiased(fraction: float) -> None:
         assert abs(field.centered(nearest[:-1]).mean() - (3 + fraction)) > 5 * deviation or fraction == 0.001
 
 
+def hoeffding(count: int, ranges: float, error: float) -> float:
+    """What the mean of ``count`` sums stays within of its expectation, but with probability ``error``.
+
+    Each sum is of independent values whose squared ranges sum up to ``ranges`` (Hoeffding, 1963, theorem 2).
+    """
+    return math.sqrt(math.log(2 / error) * ranges / (2 * count))
+
+
+ALMOST_NEVER = 1e-9
+"""How often an unbiased quantizer would fail each of these tests, were the entropy drawn anew."""
+
+
+@pytest.mark.parametrize("weight", [1, 3, 7, 10])
+@pytest.mark.parametrize("value", [0.3, 1.5, -0.2, -2.45, 7.99])
+def test_what_is_added_under_a_mask_is_right_on_average_and_rounded_to_nearest_it_is_not(
+    value: float, weight: int
+) -> None:
+    """200,000 coordinates of one update, each rounded for itself."""
+    count, field = 200_000, PrimeField(2**31 - 1)
+    mask = field.elements([field.order - 4] * (count + 1))
+    exact = Fraction(value) * weight / 10
+    off = {}
+    for rounding in ("stochastic", "nearest"):
+        total = mask.copy()
+        quantizer = FixedPoint(8.0, 0, 10, rounding)  # type: ignore[arg-type]
+        quantizer.add_to(field, total, np.full(count, value), weight, fixed_entropy)
+        added = field.centered(field.subtract(total, mask))
+        assert set(added[:-1].tolist()) <= {math.floor(exact), math.ceil(exact)}
+        assert added[-1] == weight
+        off[rounding] = abs(float(added[:-1].mean()) - float(exact))
+    bound = hoeffding(count, 1.0, ALMOST_NEVER)
+    assert off["stochastic"] <= bound
+    assert off["nearest"] > bound
+
+
+def test_a_sum_weighted_by_staleness_is_right_on_average_and_rounded_to_nearest_it_is_not() -> None:
+    """Σ s·x of five clients, 50,000 coordinates each; every client rounds with a seed of its own."""
+    count, field = 50_000, PrimeField(2**31 - 1)
+    clients = [(0.3, 9, 4), (-1.27, 10, 2), (2.2, 7, 2), (0.049, 10, 1), (-0.31, 3, 4)]
+    exact = sum(Fraction(value) * weight / 10 * often for value, weight, often in clients)
+    off = {}
+    for rounding in ("stochastic", "nearest"):
+        total = [0] * count
+        for place, (value, weight, often) in enumerate(clients):
+            seed = oracle.seed_named(f"client {place}")
+            quantizer = FixedPoint(8.0, 0, 10, rounding)  # type: ignore[arg-type]
+            vector = quantizer.quantize(field, np.full(count, value), weight, lambda _, seed=seed: seed)
+            values = field.centered(vector[:-1]).tolist()
+            total = [found + often * each for found, each in zip(total, values, strict=True)]
+        off[rounding] = abs(Fraction(sum(total), count) - exact)
+    bound = hoeffding(count, sum(often**2 for _, _, often in clients), ALMOST_NEVER)
+    assert off["stochastic"] <= bound
+    assert off["nearest"] > bound
+
+
 def test_stochastic_rounding_adds_the_streams_reals_before_it_floors() -> None:
     quantizer, field = FixedPoint(8.0, 3, 4, "stochastic"), PrimeField(2**24 - 3)
     update = np.linspace(-9, 9, 70_000)

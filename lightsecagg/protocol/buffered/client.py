@@ -77,17 +77,20 @@ class ClientUpload(MaskingClient[m.UploadStart, _Running]):
         return [Send(SERVER, encode(m.Leave(self.highest_round, reason))), Left(reason, detail)]
 
     def _accept(self, message: m.FromServer) -> list[Action]:
-        return self.holder.receive(message) if isinstance(message, MESSAGES) else super()._accept(message)
+        if isinstance(message, MESSAGES):
+            return self.holder.receive(message)
+        if isinstance(message, m.UploadStart) and self._is_of_before(message):
+            self.highest_round = max(self.highest_round, message.round)  # its model is late too
+            self.late_messages += 1
+            return []
+        return super()._accept(message)
 
-    def _concerns(self, message: m.FromServer) -> bool:
-        # The start of an upload that this client has left: its newer key was not there yet.
+    def _is_of_before(self, start: m.UploadStart) -> bool:
+        """Whether the server began this upload before it heard that the client had left."""
         own = self.member
-        return super()._concerns(message) and not (
-            isinstance(message, m.UploadStart)
-            and any(
-                each.identity == own.identity and each.sequence < own.sequence and self._is_signed(each)
-                for each in message.cohort
-            )
+        return any(
+            each.identity == own.identity and each.sequence < own.sequence and self._is_signed(each)
+            for each in start.cohort
         )
 
     def _is_signed(self, member: m.Member) -> bool:

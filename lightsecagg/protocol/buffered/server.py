@@ -156,9 +156,17 @@ class BufferedServer(BufferMachine):
         """
         for number in silent:
             self._misses[number] = self._debts[number] = self._misses.get(number, 0) + 1
+        self._forgive_if_few()
+        return not silent.isdisjoint(self._debts)
+
+    def _forgive_if_few(self) -> None:
         if len(self._alive() - self._debts.keys()) < self.needed:
             self._debts.clear()
-        return not silent.isdisjoint(self._debts)
+
+    def stalled(self) -> list[Action]:
+        if self._stage is BufferStage.COLLECTING:
+            self._debts.clear()  # those who owe nothing make no list, and so nobody else can pay
+        return super().stalled()
 
     def _choose(self, present: frozenset[int]) -> list[Upload] | None:
         return super()._choose(present - self._debts.keys())
@@ -174,6 +182,7 @@ class BufferedServer(BufferMachine):
         del self._members[number]
         self._holders -= {number}
         self._answers.forget(number)
+        self._forgive_if_few()
         actions: list[Action] = []
         for upload in [u for u in self._buffer if len(u.holders) < self.rules.quorum]:
             actions += self._evict(upload, Reason.TOO_FEW_HOLDERS)
