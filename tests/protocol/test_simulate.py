@@ -13,8 +13,7 @@ from lightsecagg.cli.main import main
 from lightsecagg.errors import AbortReason, ParameterError, RoundAborted
 from lightsecagg.identity import Identity, verify
 from lightsecagg.parameters import Parameters
-from lightsecagg.protocol import masking as masking
-from lightsecagg.protocol import dealing
+from lightsecagg.protocol import dealing, masking
 from lightsecagg.protocol.holding import Holding
 from lightsecagg.protocol.server import ServerRound
 from lightsecagg.protocol.uploads import UploadDesk
