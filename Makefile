@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help install demo demo-async test lint bench bench-paper bench-large apt clean
+.PHONY: help install demo demo-async test lint bench bench-paper bench-async bench-large apt clean
 
 help:
 	@echo "make demo     install, then a server and 5 clients on digits, one of them killed on the way"
@@ -13,6 +13,7 @@ help:
 	@echo "make test     install, then ruff, mypy and the whole test suite"
 	@echo "make bench    install, then the benchmarks; results in benchmarks/results/*.json"
 	@echo "make bench-paper  LightSecAgg beside SecAgg and SecAgg+ in the paper's setting; docs/paper.md"
+	@echo "make bench-async  asynchronous runs: time to an accuracy, accuracy, overhead; docs/async*.png; 15 minutes"
 	@echo "make bench-large  a round of 1,000 clients and 100,000 parameters in one process: minutes, and 2 GB"
 	@echo "make install  only make .venv with the package and everything it can use"
 
@@ -54,6 +55,9 @@ bench: apt install
 
 bench-paper: install
 	$(BIN)/python -m benchmarks.paper
+
+bench-async: install
+	$(BIN)/python -m benchmarks.asynchronous
 
 bench-large: install
 	$(BIN)/python -m benchmarks.large

@@ -125,9 +125,13 @@ class Run:
 
     def finish(self) -> list[dict[str, Any]]:
         """Wait for the end; seconds and bytes of every round but the first, and when it began and ended."""
+        return _rounds(self.wait())[1:]
+
+    def wait(self) -> list[jsonl.Entry]:
+        """Wait for the end; all that the server noted."""
         codes = [process.wait() for process in self._processes]
         assert not any(codes), f"exit codes {codes}"
-        return list(_rounds(self._log))[1:]
+        return list(jsonl.read(self._log))
 
     def kill(self) -> None:
         """End what still runs."""
@@ -141,9 +145,9 @@ def _joined(log: Path) -> int:
     return sum(isinstance(entry.event, ClientJoined) for entry in jsonl.read(log))
 
 
-def _rounds(log: Path) -> list[dict[str, Any]]:
+def _rounds(entries: Sequence[jsonl.Entry]) -> list[dict[str, Any]]:
     found, started = [], 0.0
-    for entry in jsonl.read(log):
+    for entry in entries:
         if isinstance(entry.event, RoundStarted):
             started = entry.monotonic
         elif isinstance(entry.event, RoundCompleted):

@@ -31,7 +31,7 @@ from lightsecagg.simulation.buffered_promises import Promises
 from lightsecagg.simulation.buffered_replays import Replays
 from lightsecagg.simulation.chaos import FlawError
 
-_SOON, _LATE = 1_500, 60_000  # happenings without a list after which too few are left, or that is a flaw
+_SOON, _LATE = 1_000, 60_000  # happenings without a list after which too few are left, or that is a flaw
 _PATIENCE = 400  # happenings of a stage, or without a part of an update, after which the server is told so
 _TIMED = (BufferStage.ENDORSING, BufferStage.RECOVERING)
 _HOSTILE = frozenset({Reason.PROTOCOL_VIOLATION, Reason.MALFORMED, Reason.BAD_LENGTH, Reason.BAD_SIGNATURE})

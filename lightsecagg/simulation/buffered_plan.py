@@ -132,7 +132,7 @@ def draw_run_plan(rng: random.Random, orders: tuple[int, ...]) -> RunPlan:
     # Those who may be lost, who are not there at first, and who lie: mostly no more than can be spared.
     doomed = numbers[: rng.randint(0, spare) if rng.random() < 0.8 else rng.randint(0, capacity)]
     # Runs of many clients are dear: they are short.
-    lists = rng.choice((3, 3, 3, 3, 3, 3, 4, 5, 10) if capacity <= _FEW else (3, 3, 3, 4))
+    lists = rng.choice((3, 3, 3, 3, 3, 3, 3, 4, 5, 10) if capacity <= _FEW else (3, 3, 3, 4))
     liars = doomed[: rng.randint(0, len(doomed))] if rng.random() < 0.3 else []
     late = [number for number in doomed if number not in liars and rng.random() < 0.3]
     lost = [number for number in doomed if number not in liars and rng.random() < 0.7]
@@ -143,7 +143,7 @@ def draw_run_plan(rng: random.Random, orders: tuple[int, ...]) -> RunPlan:
     return RunPlan(
         buffering,
         rng.choice(orders),
-        rng.choice((8, 8, 9, 10, 12, 20)),
+        rng.choice((8, 8, 8, 9, 10, 16)),
         rng.randint(1, 4),
         least,
         distinct,

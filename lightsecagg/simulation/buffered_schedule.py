@@ -5,10 +5,15 @@ from __future__ import annotations
 import functools
 import random
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 from lightsecagg import identity
-from lightsecagg.field import PrimeField
+from lightsecagg.codec import mask_codec, seeded
+from lightsecagg.codec.lagrange import interpolation_matrix
+from lightsecagg.field import Elements, PrimeField
 from lightsecagg.identity import Identity, Roster
 from lightsecagg.protocol.buffered.server import BufferedServer
 from lightsecagg.protocol.messages import Entry
@@ -45,7 +50,7 @@ def play_run(seed: int, trace: Trace | None = None) -> PlayedRun:
         ScheduleError: it shows a flaw.
     """
     try:
-        with short_parts():
+        with short_parts(), _matrices_kept():
             rng = random.Random(seed)
             plan = draw_run_plan(rng, tuple(QUANTIZERS))
             if trace is not None:
@@ -55,6 +60,27 @@ def play_run(seed: int, trace: Trace | None = None) -> PlayedRun:
             return PlayedRun(plan, chaos.decoded, chaos.is_short, chaos.seen)
     except Exception as error:
         raise ScheduleError(seed, error, MODE_ASYNC) from error
+
+
+@functools.cache
+def _interpolation_matrix(field: PrimeField, known: tuple[int, ...], wanted: tuple[int, ...]) -> Elements:
+    matrix = interpolation_matrix(field, known, wanted)
+    matrix.flags.writeable = False
+    return matrix
+
+
+@contextmanager
+def _matrices_kept() -> Iterator[None]:
+    """Few small matrices are wanted again and again, and would take a sixth of the time."""
+
+    def kept(field: PrimeField, known: Sequence[int], wanted: Sequence[int]) -> Elements:
+        return _interpolation_matrix(field, tuple(known), tuple(wanted))
+
+    with (
+        mock.patch.object(seeded, "interpolation_matrix", kept),
+        mock.patch.object(mask_codec, "interpolation_matrix", kept),
+    ):
+        yield
 
 
 def stage(plan: RunPlan, rng: random.Random, trace: Trace | None = None) -> BufferedChaos:

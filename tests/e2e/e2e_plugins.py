@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Callable
 
 import numpy as np
@@ -13,12 +15,15 @@ from lightsecagg.training.base import (
     LocalData,
     State,
     Trainer,
+    TrainingStopped,
     TrainResult,
     TrainSettings,
 )
 
 DIMENSION = 23
 LARGE_DIMENSION = 2_000_000
+PULL = 0.1
+"""Share of the model that ``PullingTrainer`` takes back."""
 
 
 def tiny() -> Dataset:
@@ -54,6 +59,37 @@ class KnownTrainer(Trainer):
 
     def evaluate(self, x: Array, y: Array) -> Evaluation:
         return Evaluation(None, None, len(y))
+
+
+class PullingTrainer(KnownTrainer):
+    """Adds ``known_delta`` and takes some of the model back, so that its update tells from which version."""
+
+    def train(self, data: LocalData, settings: TrainSettings, should_stop: Callable[[], bool]) -> TrainResult:
+        model = self._state["w"]
+        self._state["w"] = (1 - PULL) * model + known_delta(data, len(model)).astype(model.dtype)
+        return TrainResult(len(data), None)
+
+
+class GatedTrainer(PullingTrainer):
+    """The same; each training waits for a byte out of the FIFO that ``E2E_GATE`` names, or to be stopped."""
+
+    def train(self, data: LocalData, settings: TrainSettings, should_stop: Callable[[], bool]) -> TrainResult:
+        gate = os.open(os.environ["E2E_GATE"], os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            while not self._is_through(gate):
+                if should_stop():
+                    raise TrainingStopped("stopped at the gate")
+        finally:
+            os.close(gate)
+        return super().train(data, settings, should_stop)
+
+    @staticmethod
+    def _is_through(gate: int) -> bool:
+        select.select([gate], [], [], 0.02)
+        try:
+            return bool(os.read(gate, 1))
+        except BlockingIOError:  # nothing there, or another client took it
+            return False
 
 
 class LargeTrainer(KnownTrainer):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from lightsecagg.settings import Settings, load
-from lightsecagg.training.base import LocalData
+from lightsecagg.training.base import Array, LocalData
 from lightsecagg.training.partition import partition
 from tests.e2e import e2e_plugins
 
@@ -94,10 +94,33 @@ class Heard:
         self.popen.stdout.close()
 
 
+class Gate:
+    """How many trainings the clients at it may begin: a FIFO out of which each takes a byte."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = path
+        self._file = os.open(path, os.O_RDWR)
+
+    def let(self, trainings: int) -> None:
+        """Let so many more through."""
+        os.write(self._file, bytes(trainings))
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 class Process(Heard):
     """One process of the program."""
 
-    def __init__(self, words: Sequence[str], cwd: Path, halt: str | None, inside: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        cwd: Path,
+        halt: str | None,
+        inside: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         if halt is not None:
             words = [*words, "--halt-at", halt]
         super().__init__(
@@ -107,7 +130,13 @@ class Process(Heard):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env={**os.environ, "HOME": str(cwd), "PYTHONPATH": str(HERE), "COLUMNS": "400"},
+                env={
+                    **os.environ,
+                    "HOME": str(cwd),
+                    "PYTHONPATH": str(HERE),
+                    "COLUMNS": "400",
+                    **(environment or {}),
+                },
             )
         )
 
@@ -148,6 +177,7 @@ class Run:
         self.config = folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(values))
         self._started: list[Process] = []
+        self._gates: list[Gate] = []
 
     def __enter__(self) -> Run:
         return self
@@ -155,19 +185,38 @@ class Run:
     def __exit__(self, *_: object) -> None:
         for process in self._started:
             process.close()
+        for gate in self._gates:
+            gate.close()
+
+    def gate(self) -> Gate:
+        """A gate, closed, for clients of this run."""
+        gate = Gate(self.folder / f"gate-{len(self._gates)}")
+        self._gates.append(gate)
+        return gate
 
     def server(self, *words: str) -> Process:
         return self._start(["server", *self._common(), *words], None, self._inside.get(0, ()))
 
-    def client(self, rank: int, *words: str, halt: str | None = None) -> Process:
+    def client(self, rank: int, *words: str, halt: str | None = None, gate: Gate | None = None) -> Process:
+        """`gate`: at which its trainings wait."""
         words = ("client", *self._common(), "--rank", str(rank), *words)
-        return self._start(words, halt, self._inside.get(rank, ()))
+        environment = None
+        if gate is not None:
+            words = (*words, "--set", "model_args.trainer=e2e_plugins:GatedTrainer")
+            environment = {"E2E_GATE": str(gate.path)}
+        return self._start(words, halt, self._inside.get(rank, ()), environment)
 
     def _common(self) -> list[str]:
         return ["--cf", str(self.config), "--run_id", self.run_id, "--runs", str(self.folder / "runs")]
 
-    def _start(self, words: Sequence[str], halt: str | None, inside: Sequence[str] = ()) -> Process:
-        process = Process(words, self.folder, halt, inside)
+    def _start(
+        self,
+        words: Sequence[str],
+        halt: str | None,
+        inside: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Process:
+        process = Process(words, self.folder, halt, inside, environment)
         self._started.append(process)
         return process
 
@@ -187,7 +236,8 @@ class Run:
     def local_data(self, rank: int) -> LocalData:
         """The samples of one client, found anew from the settings."""
         dataset, settings = e2e_plugins.tiny(), self.settings
-        silos = partition(dataset.train_y, settings.num_silos, "homo", 0.5, 0)
+        data = settings.data_args
+        silos = partition(dataset.train_y, settings.num_silos, data.partition_method, data.partition_alpha, 0)
         return LocalData(dataset.train_x[silos[rank - 1]], dataset.train_y[silos[rank - 1]])
 
 
@@ -207,4 +257,47 @@ def assert_model_is_the_exact_mean(run: Run) -> None:
     model = run.model()
     worst = max(abs(Fraction(float(found)) - want) for found, want in zip(model["w"], wanted, strict=True))
     assert worst <= slack + Fraction(1, 10**12)
+    assert model["steps"].tolist() == [5], "integer buffers stay the server's"
+
+
+def versions(
+    lists: Sequence[tuple[Sequence[int], Sequence[int]]],
+    settings: Settings,
+    local_data: Callable[[int], LocalData],
+    weights: Sequence[int],
+) -> list[tuple[Array, float]]:
+    """The versions of the model that clients with a ``PullingTrainer`` make, and how far off each may be.
+
+    Args:
+        lists: whose updates are in each, and how many versions old each update is.
+        settings: of the run; ``server_lr`` and the quantizer's.
+        local_data: the samples of a rank.
+        weights: of updates that are 0, 1, 2 … versions old.
+    """
+    given, rate = settings.secure_aggregation_args, settings.train_args.server_lr
+    made: list[tuple[Array, float]] = [(np.zeros(e2e_plugins.DIMENSION), 0.0)]
+    for ranks, staleness in lists:
+        counts = [
+            weights[age] * min(len(local_data(rank)), given.max_weight)
+            for rank, age in zip(ranks, staleness, strict=True)
+        ]
+        bases = [made[-1 - age] for age in staleness]
+        deltas = [
+            e2e_plugins.known_delta(local_data(rank)) - e2e_plugins.PULL * base
+            for rank, (base, _) in zip(ranks, bases, strict=True)
+        ]
+        # Unbiased rounding is off by less than a step, of updates that travel as n / max_weight of them.
+        step = sum(weights[age] for age in staleness) * given.max_weight / 2**given.precision_parameter
+        off = step / sum(counts) + e2e_plugins.PULL * max(slack for _, slack in bases) + 1e-6
+        before, slack = made[-1]
+        made.append((before + rate * np.average(deltas, axis=0, weights=counts), slack + rate * off))
+    return made[1:]
+
+
+def assert_model_is_what_the_lists_say(run: Run, weights: Sequence[int] = (1,) * 1025) -> None:
+    """The model file is the last version that the server's log makes; see ``versions``."""
+    lists = [(event["survivors"], event["staleness"]) for event in run.events("RoundCompleted")]
+    wanted, slack = versions(lists, run.settings, run.local_data, weights)[-1]
+    model = run.model()
+    np.testing.assert_allclose(model["w"], wanted, rtol=0, atol=slack)
     assert model["steps"].tolist() == [5], "integer buffers stay the server's"
