@@ -80,8 +80,9 @@ class ServerContext:
         self._aborts_in_a_row += not is_lesson
         self.tracker.emit(events.RoundAborted(round=self.number, reason=reason.value))
         if self._aborts_in_a_row >= self.settings.secure_aggregation_args.max_aborts:
+            ended = "lists in a row failed" if self.settings.asynchronous else "rounds in a row were aborted"
             raise RunStopped(
-                f"{self._aborts_in_a_row} rounds in a row were aborted, the last one with {reason.value}"
+                f"{self._aborts_in_a_row} {ended}, the last one with {reason.value}"
                 f"{' (' + losses + ')' if losses else ''}"
             )
 

@@ -16,6 +16,8 @@ from lightsecagg.protocol.terms import Run
 from lightsecagg.protocol.wire import encode, from_client, from_server
 from lightsecagg.randomness import Entropy, system_entropy
 
+_MOST_DETAIL = 2000  # characters: what differs is for people, and a client may send anything
+
 
 class JoiningRefusedError(RemoteProtocolError):
     """The applicant does not take part.
@@ -119,13 +121,13 @@ class ServerJoining:
         return Applicant(hello.rank, hello.identity)
 
     def _compare(self, hello: m.Hello) -> None:
+        differing = []
         for key in sorted(self._settings.keys() | hello.settings.keys()):
             ours, theirs = self._settings.get(key), hello.settings.get(key)
             if ours != theirs:
-                raise JoiningRefusedError(
-                    Reason.SETTINGS_DIFFER,
-                    f"{key}: {ours or 'unset'} at the server, {theirs or 'unset'} at the client",
-                )
+                differing.append(f"{key}: {ours or 'unset'} at the server, {theirs or 'unset'} at the client")
+        if differing:  # all of them: one may follow from another
+            raise JoiningRefusedError(Reason.SETTINGS_DIFFER, "; ".join(differing)[:_MOST_DETAIL])
         for ours_entry, theirs_entry in zip(self._layout, hello.layout, strict=False):
             if ours_entry != theirs_entry:
                 raise JoiningRefusedError(

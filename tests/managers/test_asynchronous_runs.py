@@ -227,7 +227,7 @@ async def test_run_ends_when_too_many_lists_in_a_row_fail(
         run.come(1, 2, 3, 4, 5)
         results = await run.end()
     assert isinstance(results[0], RunStopped)
-    assert "2 rounds in a row were aborted, the last one with too_few_endorsements" in str(results[0])
+    assert "2 lists in a row failed, the last one with too_few_endorsements" in str(results[0])
 
 
 may_measure = threading.Event()
