@@ -147,7 +147,7 @@ class BufferedNetwork(Medium[BufferedServer, ClientUpload]):
             self.is_version_due = True
 
     def take_result(self, result: ListResult) -> None:
-        """A list was decoded."""
+        """A list was decoded; the place to look at it."""
 
     def deliver(self, sender: int, receiver: int, message: bytes | memoryview) -> None:
         if receiver == SERVER:
@@ -170,7 +170,7 @@ class BufferedNetwork(Medium[BufferedServer, ClientUpload]):
             if isinstance(action, RoundOver):
                 self._renew(owner)
             elif isinstance(action, Left):
-                self.left(owner)
+                self._left(owner)
 
     def _renew(self, number: int) -> None:
         """The client's process goes on with another upload."""
@@ -178,7 +178,7 @@ class BufferedNetwork(Medium[BufferedServer, ClientUpload]):
         self.processes[number].renew()
         self._publish_key(number)
 
-    def left(self, number: int) -> None:
+    def _left(self, number: int) -> None:
         """The client has left, and its process ends; what it has said is still delivered."""
         said = self._links.pop((number, SERVER), None)
         self.cut(number)

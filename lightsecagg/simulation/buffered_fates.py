@@ -180,9 +180,9 @@ class FatefulNetwork(BufferedNetwork):
         self._leaving[number] += 1
         self.perform(number, self.clients[number].leave(Reason.STOPPED_BY_USER))
 
-    def left(self, number: int) -> None:
+    def _left(self, number: int) -> None:
         if number not in self._returning:
-            super().left(number)
+            super()._left(number)
             return
         self._returning.discard(number)
         self._outlets = [outlet for outlet in self._outlets if outlet.owner != number]

@@ -10,9 +10,6 @@ from enum import StrEnum
 from lightsecagg.protocol.messages import Buffering
 from lightsecagg.protocol.transitions import BufferStage
 
-STAGES = tuple(BufferStage)
-"""The stages of every list, in order."""
-
 
 class Mishap(StrEnum):
     """What happens to a client."""
@@ -102,9 +99,9 @@ class RunPlan:
 
 
 _CAPACITIES = (2, 2, 3, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 6, 7, 8)
-_FEW = 4
+_FEW = 4  # slots of runs that may be long: those of many clients take much time
 _TABLES = ((1,), (4, 2, 1), (4, 2, 2, 1), (1, 1, 1), (2, 1), (4, 4, 2, 2, 1, 1, 1), (3, 5, 1, 7), (1, 2))
-_BEFALLS = (
+_TROUBLE = (
     *(Mishap.RESTART,) * 4,
     *(Mishap.VISIT,) * 4,
     *(Mishap.JOIN,) * 2,
@@ -124,41 +121,37 @@ def draw_run_plan(rng: random.Random, orders: tuple[int, ...]) -> RunPlan:
     threshold = rng.randint(0, min(survivors - 1, capacity - 2))
     distinct = min(threshold + rng.choice((2, 2, 2, 3)), capacity)
     size = distinct + rng.choice((0, 0, 0, 0, 1, 2))
-    buffering = Buffering(capacity, survivors, threshold, size, _draw_table(rng))
     least = rng.choice((survivors, survivors, rng.randint(survivors, capacity)))
-    spare = capacity - max(least, distinct)
-    numbers = list(range(1, capacity + 1))
-    rng.shuffle(numbers)
-    # Those who may be lost, who are not there at first, and who lie: mostly no more than can be spared.
-    doomed = numbers[: rng.randint(0, spare) if rng.random() < 0.8 else rng.randint(0, capacity)]
-    # Runs of many clients are dear: they are short.
     lists = rng.choice((3, 3, 3, 3, 3, 3, 3, 4, 5, 10) if capacity <= _FEW else (3, 3, 3, 4))
+    doomed = _draw_doomed(rng, capacity, capacity - max(least, distinct))
     liars = doomed[: rng.randint(0, len(doomed))] if rng.random() < 0.3 else []
     late = [number for number in doomed if number not in liars and rng.random() < 0.3]
     lost = [number for number in doomed if number not in liars and rng.random() < 0.7]
-    events = [_draw_event(rng, capacity, lists, number, Mishap.JOIN) for number in late]
-    events += [_draw_event(rng, capacity, lists, number, rng.choice(sorted(LOSSES))) for number in lost]
-    for _ in range(rng.choice((0, 1, 2, 4, lists))):
-        events.append(_draw_event(rng, capacity, lists, rng.choice(numbers), rng.choice(_BEFALLS)))
     return RunPlan(
-        buffering,
-        rng.choice(orders),
-        rng.choice((8, 8, 8, 9, 10, 16)),
-        rng.randint(1, 4),
-        least,
-        distinct,
-        rng.random() < 0.25,
-        rng.random() < 0.5,
-        lists,
-        frozenset(numbers) - frozenset(late),
-        tuple(events),
-        {number: _draw_victims(rng, capacity, number) for number in liars},
-        frozenset(number for number in liars if rng.random() < 0.5),
-        rng.random() < 0.7,
-        dict(_draw_paces(rng, numbers)),
-        rng.choice((0, 0, 1, 4)),
-        rng.choice((0, 4, 12)),
+        Buffering(capacity, survivors, threshold, size, _draw_table(rng)),
+        order=rng.choice(orders),
+        dimension=rng.choice((8, 8, 8, 9, 10, 16)),
+        slots=rng.randint(1, 4),
+        min_clients=least,
+        min_buffer_clients=distinct,
+        strict_weights=rng.random() < 0.25,
+        has_roster=rng.random() < 0.5,
+        lists=lists,
+        present=frozenset(range(1, capacity + 1)) - frozenset(late),
+        events=tuple(_draw_events(rng, capacity, lists, late, lost)),
+        dealers={number: _draw_victims(rng, capacity, number) for number in liars},
+        mutes=frozenset(number for number in liars if rng.random() < 0.5),
+        patient=rng.random() < 0.7,
+        paces=_draw_paces(rng, capacity),
+        revocations=rng.choice((0, 0, 1, 4)),
+        repeats=rng.choice((0, 4, 12)),
     )
+
+
+def _draw_doomed(rng: random.Random, capacity: int, spare: int) -> list[int]:
+    """Who may be lost, is not there at first, or lies: mostly no more than can be spared."""
+    most = spare if rng.random() < 0.8 else capacity
+    return rng.sample(range(1, capacity + 1), rng.randint(0, most))
 
 
 def _draw_table(rng: random.Random) -> tuple[int, ...]:
@@ -167,16 +160,26 @@ def _draw_table(rng: random.Random) -> tuple[int, ...]:
     return tuple(rng.randint(1, 8) for _ in range(rng.randint(1, 7)))
 
 
+def _draw_events(
+    rng: random.Random, capacity: int, lists: int, late: list[int], lost: list[int]
+) -> Iterator[Event]:
+    for number in late:
+        yield _draw_event(rng, capacity, lists, number, Mishap.JOIN)
+    for number in lost:
+        yield _draw_event(rng, capacity, lists, number, rng.choice(sorted(LOSSES)))
+    for _ in range(rng.choice((0, 1, 2, 4, lists))):
+        yield _draw_event(rng, capacity, lists, rng.randint(1, capacity), rng.choice(_TROUBLE))
+
+
 def _draw_event(rng: random.Random, capacity: int, lists: int, number: int, mishap: Mishap) -> Event:
-    stage = rng.choice(STAGES)
-    # Collecting takes some 10 C² happenings, the other stages some C.
-    collecting = stage is BufferStage.COLLECTING
-    delay = rng.randrange(20 * capacity**2 if collecting else 6 * capacity)
-    first = 0 if collecting else 1
-    absence = rng.choice((4, 20, 200)) * capacity
-    return Event(
-        number, mishap, rng.randint(first, lists), stage, rng.choice((0, delay)), rng.randrange(1, absence)
-    )
+    stage = rng.choice(tuple(BufferStage))
+    # Collecting takes some 10 C² happenings, the other stages some C, and those begin with the first list.
+    if stage is BufferStage.COLLECTING:
+        first, delay = 0, rng.randrange(20 * capacity**2)
+    else:
+        first, delay = 1, rng.randrange(6 * capacity)
+    absence = rng.randrange(1, rng.choice((4, 20, 200)) * capacity)
+    return Event(number, mishap, rng.randint(first, lists), stage, rng.choice((0, delay)), absence)
 
 
 def _draw_victims(rng: random.Random, capacity: int, dealer: int) -> frozenset[int]:
@@ -184,6 +187,6 @@ def _draw_victims(rng: random.Random, capacity: int, dealer: int) -> frozenset[i
     return frozenset(rng.sample(others, rng.choice((1, 1, 1, rng.randint(1, len(others))))))
 
 
-def _draw_paces(rng: random.Random, numbers: list[int]) -> Iterator[tuple[int, float]]:
-    for number in rng.sample(numbers, rng.choice((0, 0, 1, len(numbers) // 2))):
-        yield number, rng.choice((0.3, 0.1, 0.03))
+def _draw_paces(rng: random.Random, capacity: int) -> dict[int, float]:
+    slow = rng.sample(range(1, capacity + 1), rng.choice((0, 0, 1, capacity // 2)))
+    return {number: rng.choice((0.3, 0.1, 0.03)) for number in slow}

@@ -126,7 +126,7 @@ class Summary(Tracker):
 
     def _averages(self) -> list[tuple[str, str]]:
         """Whose updates were used: a round has one of each client, a list what came first."""
-        if unit_of(self.started) == "version":
+        if unit_of(self.started) != "round":
             return self._updates()
         if not self.completed:
             return []

@@ -141,11 +141,14 @@ def test_a_list_that_breaks_a_rule_is_refused_and_the_honest_one_beside_it_answe
 
 
 @HOW
-def test_fewer_than_t_plus_two_clients_are_refused_whatever_the_floor(how: str) -> None:
-    for count in (2, 3):
-        puppet = dealt(1, 2, 3, floors=Floors(2, 0, min_buffer_clients=0))
+@pytest.mark.parametrize(("floor", "least"), [(0, 3), (3, 3), (4, 4)])
+def test_fewer_clients_than_its_floor_or_than_t_plus_two_are_refused(
+    floor: int, least: int, how: str
+) -> None:
+    for count in (least - 1, least):
+        puppet = dealt(1, 2, 3, 4, floors=Floors(2, 0, min_buffer_clients=floor))
         updates = puppet.updates(puppet.dealt[:count])
-        if count == 2:
+        if count < least:
             refuses(puppet, 5, as_told(puppet, updates, how), Reason.BELOW_FLOOR)
         else:
             accepts(puppet, 5, updates, how)

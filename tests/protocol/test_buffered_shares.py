@@ -259,7 +259,7 @@ def test_what_was_under_way_to_a_client_before_it_left_is_nothing_to_it_afterwar
             refuses(puppet, 5, message, reason)
             puppet.join(5)
     again = [puppet.deal(client) for client in (1, 2, 3)]
-    mixed = puppet.updates([puppet.dealt[3], *again], 2)
+    mixed = puppet.updates([pending, *again], 2)
     if same_session:
         assert puppet.tell(5, m.ListAnnounced(mixed)) == []
     fresh = puppet.updates(again, 3)

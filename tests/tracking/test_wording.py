@@ -162,4 +162,4 @@ def test_summary_of_an_asynchronous_client_knows_of_its_own_refusals_only(buffer
     summary.emit(replace(started, role="client", model_path="", log_path=""))
     assert summary.rows() == [("uploads", "0 completed")]
     summary.emit(UpdateRefused(rank=3, reason="stale", round=8))
-    assert summary.rows() == [("versions", "0 completed"), ("updates refused", "1 stale")]
+    assert summary.rows() == [("uploads", "0 completed"), ("updates refused", "1 stale")]
