@@ -78,7 +78,7 @@ def _tuning(_book: _Book) -> tuple[Any, Any]:
 
 def _race(book: _Book) -> tuple[Any, Any]:
     tuned = book.tuned()
-    found = [race(task, tuned[task.name].choices, tuned[task.name].target, SEEDS) for task in TASKS]
+    found = [race(task, tuned[task.name], SEEDS) for task in TASKS]
     draw_race(found, book.docs / "async.png")
     return found, tables.race_table(found)
 

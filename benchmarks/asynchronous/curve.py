@@ -28,11 +28,6 @@ class Curve:
         assert len(self.seconds) == len(self.accuracies), "an accuracy for each time"
         assert all(before <= after for before, after in pairwise(self.seconds)), "times ascend"
 
-    def until(self, horizon: float) -> Curve:
-        """What was made by ``horizon``, in seconds."""
-        count = sum(second <= horizon for second in self.seconds)
-        return Curve(self.seconds[:count], self.accuracies[:count])
-
     def time_to(self, target: float) -> float | None:
         """When an accuracy was reached that held for ``HOLDS`` models, or None."""
         for place in range(len(self.seconds) - HOLDS + 1):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.asynchronous.curve import Curve, median_time
 from benchmarks.asynchronous.tasks import CLIENTS, PACES, Choice, Task, sections
 from benchmarks.asynchronous.trainers import PACES as PACES_VARIABLE
+from benchmarks.asynchronous.tuning import Tuned
 from benchmarks.runs import ONE_THREAD, Run
 from lightsecagg.tracking.events import Evaluated, RoundAborted, RoundCompleted, RoundStarted, UpdateRefused
 from lightsecagg.tracking.jsonl import Entry
@@ -26,12 +27,12 @@ from tests.brokers import free_port
 _TRAINER = "benchmarks.asynchronous.trainers:paced_perceptron"
 
 
-def race(task: Task, choices: Mapping[str, Choice], target: float, seeds: Sequence[int]) -> dict[str, Any]:
+def race(task: Task, tuned: Tuned, seeds: Sequence[int]) -> dict[str, Any]:
     """For each mode, what its runs did; and how many times as long the synchronous one took to the target."""
-    runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in choices}
+    runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in tuned.choices}
     for seed in seeds:
-        for mode, entries in side_by_side(task, choices, seed).items():
-            runs[mode].append({"seed": seed, **report(entries, target)})
+        for mode, entries in side_by_side(task, tuned, seed).items():
+            runs[mode].append({"seed": seed, **report(entries, tuned.target)})
     medians = {mode: median_time([run["seconds_to_target"] for run in found]) for mode, found in runs.items()}
     ratios = [
         sync["seconds_to_target"] / other["seconds_to_target"]
@@ -43,8 +44,8 @@ def race(task: Task, choices: Mapping[str, Choice], target: float, seeds: Sequen
         "paces": PACES,
         "epochs": task.epochs,
         "batch_size": task.batch_size,
-        "choices": {mode: asdict(choice) for mode, choice in choices.items()},
-        "target": target,
+        "choices": {mode: asdict(choice) for mode, choice in tuned.choices.items()},
+        "target": tuned.target,
         "seconds_to_target": medians,
         "ratio": statistics.median(ratios) if ratios else None,
         "ratios": ratios,
@@ -52,23 +53,26 @@ def race(task: Task, choices: Mapping[str, Choice], target: float, seeds: Sequen
     }
 
 
-def side_by_side(task: Task, choices: Mapping[str, Choice], seed: int) -> dict[str, list[Entry]]:
+def side_by_side(task: Task, tuned: Tuned, seed: int) -> dict[str, list[Entry]]:
     """What the servers of one run a mode noted."""
     with contextlib.ExitStack() as stack:
-        runs = {mode: _start(stack, task, choice, seed) for mode, choice in choices.items()}
+        runs = {
+            mode: _start(stack, task, choice, seed, tuned.models[mode])
+            for mode, choice in tuned.choices.items()
+        }
         return {mode: run.wait() for mode, run in runs.items()}
 
 
-def _start(stack: contextlib.ExitStack, task: Task, choice: Choice, seed: int) -> Run:
+def _start(stack: contextlib.ExitStack, task: Task, choice: Choice, seed: int, models: int) -> Run:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    given = sections(task, choice, seed)
+    given = sections(task, choice, seed, models)
     given["model_args"] = {"trainer": _TRAINER}
     paces = ",".join(f"{pace:.4f}" for pace in (0, *PACES))
     run = Run(
         folder,
         CLIENTS,
         0,
-        task.versions(choice),
+        models,
         {"grpc": {"port": free_port()}},
         settings=given,
         environment={**ONE_THREAD, PACES_VARIABLE: paces},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +32,6 @@ class Task:
     epochs: int
     batch_size: int
     horizon: float
-
-    def versions(self, choice: Choice) -> int:
-        """How many models that go that way are made by the horizon, where nothing but training takes time."""
-        if choice.mode == "sync":
-            return math.floor(self.horizon / max(PACES))
-        return math.floor(self.horizon * sum(1 / pace for pace in PACES) / choice.buffer_size)
 
 
 TASKS = (
@@ -76,14 +69,14 @@ def settings_of(task: Task, choice: Choice, seed: int) -> Settings:
     return Settings.model_validate(sections(task, choice, seed))
 
 
-def sections(task: Task, choice: Choice, seed: int) -> dict[str, dict[str, Any]]:
-    """A configuration file's sections."""
+def sections(task: Task, choice: Choice, seed: int, models: int = 1) -> dict[str, dict[str, Any]]:
+    """A configuration file's sections; ``models``: rounds or versions, which virtual time does not count."""
     return {
         "common_args": {"random_seed": seed},
         "data_args": {"dataset": task.dataset, "partition_method": "hetero", "partition_alpha": 0.5},
         "model_args": {"trainer": "benchmarks.asynchronous.perceptron:Perceptron"},
         "train_args": {
-            "comm_round": task.versions(choice),
+            "comm_round": models,
             "epochs": task.epochs,
             "batch_size": task.batch_size,
             "learning_rate": choice.learning_rate,

@@ -31,12 +31,14 @@ class Tuned:
 
     Attributes:
         choices: by mode.
+        models: by mode, how many were made by the horizon.
         reachable: by mode, the best accuracy of its grid by the horizon.
         target: the accuracy that both are to reach.
         grid: what was tried: the choice, the accuracy, and the seconds to the target, None for never.
     """
 
     choices: dict[str, Choice]
+    models: dict[str, int]
     reachable: dict[str, float]
     target: float
     grid: list[dict[str, Any]]
@@ -72,8 +74,10 @@ def choose(curves: Mapping[Choice, Sequence[Curve]]) -> Tuned:
         time = times[choice]
         return math.inf if time is None else time, -accuracies[choice]
 
+    chosen = {mode: min(choices, key=key) for mode, choices in by_mode.items()}
     return Tuned(
-        {mode: min(choices, key=key) for mode, choices in by_mode.items()},
+        chosen,
+        {mode: len(curves[choice][0].seconds) for mode, choice in chosen.items()},
         reachable,
         target,
         [{**asdict(choice), "accuracy": accuracies[choice], "seconds": times[choice]} for choice in curves],
@@ -83,5 +87,5 @@ def choose(curves: Mapping[Choice, Sequence[Curve]]) -> Tuned:
 def _try(task: Task, choice: Choice, seed: int) -> Curve:
     settings = settings_of(task, choice, seed)
     if choice.mode == "sync":
-        return synchronous(settings, PACES, task.versions(choice)).curve
-    return asynchronous(settings, PACES, task.versions(choice), secure=False).curve.until(task.horizon)
+        return synchronous(settings, PACES, task.horizon).curve
+    return asynchronous(settings, PACES, task.horizon, secure=False).curve

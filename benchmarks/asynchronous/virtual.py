@@ -8,6 +8,7 @@ rounding do to the sums alone.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -60,13 +61,13 @@ class Course:
         self.curve.accuracies.append(accuracy)
 
 
-def asynchronous(settings: Settings, paces: Sequence[float], versions: int, *, secure: bool) -> Course:
+def asynchronous(settings: Settings, paces: Sequence[float], horizon: float, *, secure: bool) -> Course:
     """An asynchronous run, with masks or without, under the rules of the one with masks.
 
     Args:
         settings: of the run with masks.
         paces: seconds that a training takes, by rank from 1.
-        versions: how many are made.
+        horizon: for how many seconds the run goes on.
     """
     learner, run = Learner(settings), Run.new("virtual")
     scheme = make_scheme(settings, learner.layout)
@@ -77,13 +78,13 @@ def asynchronous(settings: Settings, paces: Sequence[float], versions: int, *, s
         server = PlainBufferedServer(
             len(paces), replace(server.rules, quorum=0), dimension(learner.layout), given.max_weight
         )
-    return _Machines(scheme, server, run, learner, paces).go(versions)
+    return _Machines(scheme, server, run, learner, paces).go(horizon)
 
 
-def synchronous(settings: Settings, paces: Sequence[float], rounds: int) -> Course:
-    """So many rounds that wait for the slowest, without masks."""
+def synchronous(settings: Settings, paces: Sequence[float], horizon: float) -> Course:
+    """Rounds that wait for the slowest, without masks, for ``horizon`` seconds."""
     learner, course = Learner(settings), Course()
-    for turn in range(1, rounds + 1):
+    for turn in range(1, math.floor(horizon / max(paces)) + 1):
         model = learner.dump()
         brought = [learner.train(rank, turn, model) for rank in range(1, len(paces) + 1)]
         total = sum(weight for _, weight in brought)
@@ -107,25 +108,19 @@ class _Machines:
         self._trainings: list[tuple[float, int]] = []
         self._calls: deque[Callable[[], None]] = deque()
         self._over: set[int] = set()
-        self._versions = 0
         self._course = Course()
 
-    def go(self, versions: int) -> Course:
-        """Run until so many versions are made."""
-        self._versions = versions
+    def go(self, horizon: float) -> Course:
+        """Run until the next training would end after ``horizon``, in seconds."""
         for rank in self._identities:
             self._renew(rank)
         self._perform(SERVER, self._server.publish(self._learner.dump()))
-        while not self._is_complete:
+        self._settle()
+        while self._trainings[0][0] <= horizon:
+            self._now, rank = heapq.heappop(self._trainings)
+            self._train(rank)
             self._settle()
-            if not self._is_complete:
-                self._now, rank = heapq.heappop(self._trainings)
-                self._train(rank)
         return self._course
-
-    @property
-    def _is_complete(self) -> bool:
-        return len(self._course.lists) >= self._versions
 
     def _settle(self) -> None:
         """Let everything happen that takes no time; clients get ready anew when all else has been done."""
@@ -196,8 +191,7 @@ class _Machines:
         self._learner.take_over(result.mean)
         self._course.add(self._now, self._learner.accuracy())
         self._course.lists.append(result.entries)
-        if not self._is_complete:
-            self._perform(SERVER, self._server.publish(self._learner.dump()))
+        self._perform(SERVER, self._server.publish(self._learner.dump()))
 
     def _put(self, owner: int, send: Send) -> None:
         if send.to == SERVER:

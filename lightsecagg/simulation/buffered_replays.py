@@ -13,6 +13,7 @@ from lightsecagg.simulation.buffered_promises import Name, Promises
 from lightsecagg.simulation.chaos import FlawError
 
 _TRIES = 20  # messages that are looked at, for one that must be idle by now
+_RECENT = 20  # messages among which every other one is sought: much may still go wrong with them
 
 _Message = TypeVar("_Message")
 
@@ -34,7 +35,7 @@ class _Record(Generic[_Message]):
     ) -> tuple[int, _Message, bytes] | None:
         """One that can do nothing any more, if there is one among some."""
         for _ in range(_TRIES if self._taken else 0):
-            entry = rng.choice(self._taken)
+            entry = rng.choice(self._taken[-_RECENT:] if rng.random() < 0.5 else self._taken)
             if is_idle(entry[0], entry[1]):
                 return entry
         return None

@@ -113,7 +113,7 @@ def test_lists_in_virtual_time_are_those_that_the_rules_make_by_hand() -> None:
     # 1, 1, 2, 1, 3, 2 came, in whose list only 3 would stand; client 4 completes it, and one of each goes
     # first. What is left waits for the next one; client 1, held back, begins anew with the next version.
     settings = settings_of(DIGITS, Choice("async", 0.1, 6), 1)
-    secure, plain = (asynchronous(settings, EVEN, 2, secure=secure) for secure in (True, False))
+    secure, plain = (asynchronous(settings, EVEN, 6.0, secure=secure) for secure in (True, False))
     first, second = plain.lists
     assert plain.curve.seconds[0] == 4.0
     assert [(entry.client, entry.staleness) for entry in first] == [
@@ -126,7 +126,7 @@ def test_lists_in_virtual_time_are_those_that_the_rules_make_by_hand() -> None:
 
 def test_other_lists_or_times_with_masks_than_without_are_refused() -> None:
     settings = settings_of(DIGITS, Choice("async", 0.1, 6), 1)
-    course = asynchronous(settings, EVEN, 2, secure=False)
+    course = asynchronous(settings, EVEN, 6.0, secure=False)
     later = Course(Curve([4.0, 9.9], course.curve.accuracies), course.lists)
     shorter = Course(Curve([4.0], course.curve.accuracies[:1]), course.lists[:1])
     check_same_schedule(course, course)
@@ -137,14 +137,14 @@ def test_other_lists_or_times_with_masks_than_without_are_refused() -> None:
 
 def test_masks_change_the_models_by_no_more_than_their_rounding() -> None:
     settings = settings_of(DIGITS, Choice("async", 0.2, 4, "polynomial(0.5)"), 1)
-    secure, plain = (asynchronous(settings, PACES, 4, secure=secure).curve for secure in (True, False))
+    secure, plain = (asynchronous(settings, PACES, 1.5, secure=secure).curve for secure in (True, False))
     images = 359
     assert plain.accuracies[-1] > plain.accuracies[0] + 10 / images
     assert secure.accuracies == pytest.approx(plain.accuracies, abs=2 / images)
 
 
 def test_synchronous_rounds_take_as_long_as_their_slowest_client() -> None:
-    course = synchronous(settings_of(DIGITS, Choice("sync", 0.2), 1), EVEN, 3)
+    course = synchronous(settings_of(DIGITS, Choice("sync", 0.2), 1), EVEN, 24.5)
     assert course.curve.seconds == [8.0, 16.0, 24.0]
     assert course.curve.accuracies[-1] > 0.5
 
@@ -154,7 +154,6 @@ def test_a_target_is_reached_where_it_holds_and_not_where_it_was_luck() -> None:
     assert curve.time_to(0.8) == 3.0
     assert curve.time_to(0.9) is None
     assert curve.settled == pytest.approx(0.85)
-    assert curve.until(3.5).accuracies == [0.9, 0.5, 0.8]
     assert median_time([3.0, None, 1.0]) == 3.0
     assert median_time([3.0, None, None]) is None
 
@@ -177,6 +176,7 @@ def test_chosen_is_what_comes_soonest_to_the_target_that_both_modes_reach() -> N
     )
     assert tuned.reachable == {"async": pytest.approx(0.99), "sync": pytest.approx(0.8)}
     assert tuned.target == pytest.approx(0.76)
+    assert tuned.models == {"async": 5, "sync": 5}
     assert tuned.choices == {"async": fast, "sync": rounds}
     assert [row["seconds"] for row in tuned.grid] == [3, 2, None, 3]
 
