@@ -276,6 +276,8 @@ class Promises:
     def check_rest(self, server: BufferedServer, processes: Mapping[int, Process]) -> None:
         """Nothing is under way: what is held now is what later lists may name, and nothing else.
 
+        It looks inside the machines, for what they do not show is what could be forgotten there.
+
         Args:
             server: its machine, with no list under way.
             processes: of the clients that are there.
@@ -295,6 +297,8 @@ class Promises:
             counted = {name for name, upload in known.items() if number in upload.holders}
             if missing := counted - holder.held:
                 raise FlawError(f"client {number} counts as a holder of {sorted(missing)}")
+            if len(holder._keys) > 2:
+                raise FlawError(f"client {number} still holds keys that no share can come sealed for")
             if holder._stand.chosen:
                 raise FlawError(f"client {number} still holds shares of a list that has ended")
 
