@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -131,12 +132,27 @@ class Run:
         """Wait for the end; all that the server noted."""
         codes = [process.wait() for process in self._processes]
         assert not any(codes), f"exit codes {codes}"
+        return self.noted()
+
+    def noted(self) -> list[jsonl.Entry]:
+        """All that the server has noted so far."""
         return list(jsonl.read(self._log))
+
+    def freeze(self) -> None:
+        """Stop the processes where they are; outside of MPI, whose ranks are not ours."""
+        for process in self._processes:
+            process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        for process in self._processes:
+            process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End what still runs."""
         for process in self._processes:
             process.terminate()
+        self.thaw()
         for process in self._processes:
             process.wait()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,13 +17,14 @@ from click.testing import CliRunner
 from benchmarks.asynchronous.__main__ import main
 from benchmarks.asynchronous.accuracy import SchedulesDifferError, check_same_schedule
 from benchmarks.asynchronous.curve import Curve, median_time
-from benchmarks.asynchronous.overhead import ratio, trainings
+from benchmarks.asynchronous.overhead import seconds_an_update, summary
 from benchmarks.asynchronous.perceptron import Perceptron
 from benchmarks.asynchronous.plots import draw_bits, draw_race
 from benchmarks.asynchronous.race import report
 from benchmarks.asynchronous.tasks import CLIENTS, PACES, SPREAD, TASKS, Choice, settings_of
 from benchmarks.asynchronous.trainers import own_samples
 from benchmarks.asynchronous.tuning import choose
+from benchmarks.asynchronous.turns import Turns
 from benchmarks.asynchronous.virtual import Course, asynchronous, synchronous
 from benchmarks.asynchronous.writers import CLASSES, WRITERS, Handwriting, handwriting
 from lightsecagg.tracking.events import Evaluated, Event, RoundCompleted, RoundStarted, UpdateRefused
@@ -216,17 +217,30 @@ def test_a_run_is_timed_by_when_its_models_were_made_and_not_measured() -> None:
     assert (found["refused"], found["aborted"]) == (1, 0)
 
 
-def test_cycles_are_counted_from_training_to_training_without_each_clients_first(tmp_path: Path) -> None:
-    for rank, starts in ((1, (0.0, 5.0, 9.0, 13.5)), (2, (1.0, 7.0))):
-        notes = [{"started": start, "ended": start + 3.0, "batches": []} for start in starts]
-        (tmp_path / f"{rank}.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
-    assert trainings(tmp_path) == {"cycles": [4.0, 4.5], "trainings": [3.0, 3.0, 3.0, 3.0]}
+def test_a_run_that_is_stopped_between_its_turns_has_a_clock_of_its_own() -> None:
+    turns = Turns([(10.0, 16.0), (22.0, 28.0), (34.0, 40.0)])
+    assert [turns.clock(moment) for moment in (9.0, 12.0, 20.0, 23.0, 50.0)] == [0.0, 2.0, 6.0, 7.0, 18.0]
+    assert turns.between(14.0, 23.0) == 3.0
+    assert turns.between(9.0, 12.0) is None
 
 
-def test_ratio_is_the_median_over_runs_that_follow_each_other() -> None:
-    secure = [{"cycles": [4.0, 6.0]}, {"cycles": [11.0]}, {"cycles": [3.0]}]
-    plain = [{"cycles": [4.0]}, {"cycles": [10.0]}, {"cycles": [2.0, 4.0]}]
-    assert ratio(secure, plain, "cycles") == {"median": 1.1, "each": [1.25, 1.1, 1.0]}
+def test_an_updates_time_follows_from_the_batches_of_a_turn() -> None:
+    # Two clients, four batches an update. In the one turn that counts, 6 s long, one begins 8 batches and the
+    # other 4: a client's update takes 6 s · 2 clients · 4 batches / 12 begun.
+    turns = Turns([(0.0, 6.0), (10.0, 16.0), (20.0, 26.0)])
+
+    def note(*batches: float) -> dict[str, Any]:
+        return {"started": batches[0], "ended": batches[-1] + 0.5, "batches": list(batches)}
+
+    notes = {
+        1: [note(1.0, 2.0, 3.0, 4.0), note(10.0, 10.5, 11.0, 12.0), note(12.5, 13.0, 14.0, 15.5)],
+        2: [note(5.0, 10.2, 11.4, 12.6), note(13.8, 20.0, 21.0, 22.0)],
+    }
+    assert seconds_an_update(notes, turns) == [4.0]
+    found = summary(notes, [entry(11.0, version(1, (0,))), entry(21.0, version(2, (0,)))], turns)
+    assert found["version"] == 6.0
+    assert found["cycle"] == pytest.approx(statistics.median([5.0, 2.5, 4.8]))
+    assert found["training"] == pytest.approx(statistics.median([3.5, 2.5, 3.5, 4.1, 4.7]))
 
 
 def test_pictures_are_drawn_also_where_a_target_was_never_reached(tmp_path: Path) -> None:
