@@ -37,7 +37,7 @@ from lightsecagg.protocol.actions import (
 )
 from lightsecagg.protocol.buffered.client import ClientUpload
 from lightsecagg.protocol.buffered.holder import Holder
-from lightsecagg.protocol.buffered.machine import ListResult
+from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.buffered.server import BufferedServer
 from lightsecagg.protocol.client import ClientRound
 from lightsecagg.protocol.collecting import RoundResult

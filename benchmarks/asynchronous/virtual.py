@@ -33,8 +33,9 @@ from lightsecagg.protocol.actions import (
     Stream,
     What,
 )
-from lightsecagg.protocol.buffered.machine import BufferMachine, Contribution
+from lightsecagg.protocol.buffered.machine import BufferMachine
 from lightsecagg.protocol.buffered.plain import PlainBufferedServer
+from lightsecagg.protocol.buffered.results import Contribution
 from lightsecagg.protocol.masking import MaskingClient
 from lightsecagg.protocol.terms import Run
 from lightsecagg.protocol.wire import from_client

@@ -15,7 +15,8 @@ from lightsecagg.managers.inbox import Client, ClientEvent, Inbox, KeyPublished,
 from lightsecagg.managers.runner import Runner
 from lightsecagg.managers.scheme import Free
 from lightsecagg.protocol.actions import Aborted, Action, Ready, UpdateRefused, UploadCompleted, What
-from lightsecagg.protocol.buffered.machine import BufferMachine, ListResult
+from lightsecagg.protocol.buffered.machine import BufferMachine
+from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.transitions import BufferStage
 from lightsecagg.tracking import events
 

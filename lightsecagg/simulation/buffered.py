@@ -11,7 +11,7 @@ from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import SERVER, Action, Left, RoundOver, What
 from lightsecagg.protocol.buffered.client import ClientUpload
 from lightsecagg.protocol.buffered.holder import Holder
-from lightsecagg.protocol.buffered.machine import ListResult
+from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.buffered.server import BufferedServer
 from lightsecagg.protocol.terms import Floors, Run
 from lightsecagg.protocol.wire import from_client

@@ -19,7 +19,7 @@ from lightsecagg.protocol.actions import (
     UpdateRefused,
     UploadCompleted,
 )
-from lightsecagg.protocol.buffered.machine import ListResult
+from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.buffered.server import BufferedServer
 from lightsecagg.protocol.transitions import BufferStage
 from lightsecagg.protocol.wire import from_server

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from lightsecagg.errors import AbortReason
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import SERVER
-from lightsecagg.protocol.buffered.machine import ListResult
+from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.buffered.server import BufferedServer
 from lightsecagg.protocol.transitions import BufferStage
 from lightsecagg.protocol.wire import from_client, from_server

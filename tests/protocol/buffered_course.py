@@ -23,7 +23,7 @@ from lightsecagg.protocol.actions import (
     What,
 )
 from lightsecagg.protocol.buffered.client import ClientUpload
-from lightsecagg.protocol.buffered.machine import ListResult
+from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.buffered.server import BufferedServer
 from lightsecagg.protocol.transitions import BufferStage
 from lightsecagg.protocol.wire import encode, from_client, from_server

@@ -14,7 +14,7 @@ import pytest
 from lightsecagg.errors import Reason
 from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import SERVER
-from lightsecagg.protocol.buffered.machine import ListResult
+from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.wire import from_client, from_server
 from lightsecagg.quantize import FixedPoint, Rounding, WeightedUpdate
 from lightsecagg.simulation.schedule import short_parts

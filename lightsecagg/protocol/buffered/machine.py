@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Sequence
 
 from lightsecagg.errors import AbortReason, LocalProtocolError, Reason, RemoteProtocolError
 from lightsecagg.protocol import messages as m
@@ -23,37 +19,10 @@ from lightsecagg.protocol.actions import (
 )
 from lightsecagg.protocol.attendance import Attendance, Presence
 from lightsecagg.protocol.buffered.buffer import Rules, Upload, choose
+from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.transitions import BUFFER_MOVES, BufferStage, UpdateState, move
 from lightsecagg.protocol.uploads import UploadDesk, Vector
 from lightsecagg.protocol.wire import encode
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """One update in a list: whose, which, how often it counted, and how many versions old it was."""
-
-    client: int
-    upload: int
-    weight: int
-    staleness: int
-
-
-@dataclass(frozen=True)
-class ListResult:
-    """What a list yields.
-
-    Attributes:
-        mean: (d,) float64, the mean of its updates, each by its weight times its client's; zeros where
-            ``total_weight`` is 0.
-        total_weight: Σ weight · n.
-        version: the global version that the list was made at.
-        entries: what stands in it.
-    """
-
-    mean: npt.NDArray[np.float64]
-    total_weight: int
-    version: int
-    entries: tuple[Contribution, ...]
 
 
 class BufferMachine(Attendance):
@@ -443,11 +412,3 @@ class BufferMachine(Attendance):
         self._stage = move(BUFFER_MOVES, self._stage, stage)
         self._offered.clear()
         self._is_stirred = True
-
-
-def contributions(version: int, chosen: Iterable[Upload], weights: Iterable[int]) -> tuple[Contribution, ...]:
-    """What stands in a list, in its order."""
-    return tuple(
-        Contribution(upload.name.client, upload.name.upload, weight, version - upload.name.version)
-        for upload, weight in zip(chosen, weights, strict=True)
-    )

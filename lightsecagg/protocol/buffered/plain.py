@@ -16,7 +16,8 @@ from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import Action, Send, What
 from lightsecagg.protocol.attendance import Presence
 from lightsecagg.protocol.buffered.buffer import Rules, Upload, add_weighted
-from lightsecagg.protocol.buffered.machine import BufferMachine, ListResult, contributions
+from lightsecagg.protocol.buffered.machine import BufferMachine
+from lightsecagg.protocol.buffered.results import ListResult, contributions
 from lightsecagg.protocol.model import model_streams
 from lightsecagg.protocol.plain import PLAIN_PART, add_floats, mean_of, read_floats
 from lightsecagg.protocol.transitions import FROM_PLAIN_BUFFERED_CLIENT, BufferStage

@@ -23,7 +23,8 @@ from lightsecagg.protocol import messages as m
 from lightsecagg.protocol.actions import Action, Ready, Send, StageReached, What
 from lightsecagg.protocol.attendance import Presence
 from lightsecagg.protocol.buffered.buffer import Rules, Upload, add_weighted, listed
-from lightsecagg.protocol.buffered.machine import BufferMachine, ListResult, contributions
+from lightsecagg.protocol.buffered.machine import BufferMachine
+from lightsecagg.protocol.buffered.results import ListResult, contributions
 from lightsecagg.protocol.buffered.views import is_list_signed, list_digest, run_digest, upload_digest
 from lightsecagg.protocol.collecting import Answers, ShareTally, unmask
 from lightsecagg.protocol.model import model_streams
