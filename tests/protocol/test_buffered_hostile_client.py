@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightsecagg.errors import LocalProtocolError, Reason
 from lightsecagg.protocol import messages as m
-from lightsecagg.protocol.actions import SERVER, ClientDropped, UpdateRefused, UploadCompleted
+from lightsecagg.protocol.actions import SERVER, ClientDropped, Ready, UpdateRefused, UploadCompleted, What
 from lightsecagg.protocol.transitions import BufferStage
 from lightsecagg.protocol.wire import encode, from_client
 from lightsecagg.simulation.schedule import short_parts
@@ -386,3 +386,84 @@ def test_a_damaged_message_of_one_client_never_raises_and_costs_at_most_that_cli
     course.meddler = damage
     course.run(3)
     assert set(course.dropped) | set(course.left) <= {2}
+
+
+# Lists. Whatever one client leaves out, the others make theirs.
+
+
+def few_reports(*missing: tuple[int, int]):
+    """No report of the first of each pair about the shares of the second arrives."""
+
+    def meddle(sender: int, receiver: int, raw: bytes) -> list[bytes]:
+        message = from_client(raw) if receiver == SERVER else None
+        is_missing = isinstance(message, m.ShareHeld) and (sender, message.mask.client) in missing
+        return [] if is_missing else [raw]
+
+    return meddle
+
+
+def test_a_client_whose_updates_go_with_no_others_delays_no_list() -> None:
+    """Client 6 holds nobody's shares, and its own are held by four others: no five hold one more with it.
+
+    So nobody has to wait for client 1, which is slow, and no other's update is crowded out.
+    """
+    course = Course(6, 5, 1, size=5, weights=(1,) * 12, order_seed=3, slow={1: 30})
+    course.meddler = few_reports(*((6, dealer) for dealer in range(1, 6)), (5, 6))
+    course.run(25)
+    assert all(entry.client != 6 for result in course.results for entry in result.entries)
+    assert not [refused for refused in course.refused if refused.number != 6]
+    assert (course.aborted, course.dropped) == ([], {})
+
+
+def test_updates_that_make_no_list_go_though_a_client_holds_its_slot_and_says_nothing() -> None:
+    course = Course(4, 3, 1, size=3)
+    course.meddler = few_reports((4, 1), (1, 2), (2, 3))
+    course.until(lambda: course.server.buffered == 3)
+    kept = hold_back(course, 4, m.MaskedUpdate)
+    course.quiet(offers=True)
+    assert kept
+    assert not course.server.can_freeze
+    course.perform(SERVER, course.server.stalled())
+    assert course.refused == [UpdateRefused(1, Reason.CROWDED_OUT)]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_an_update_enters_the_buffer_only_while_enough_hold_its_shares(is_lost: bool) -> None:
+    """Clients 5 and 6 never report client 1's share; client 4 is lost while the update is on its way."""
+    course = Course(CAPACITY)
+    course.meddler = few_reports((5, 1), (6, 1))
+    course.until(lambda: 1 in course.server.slot_holders)
+    kept = hold_back(course, 1, m.MaskedUpdate)
+    course.until(lambda: bool(kept))
+    if is_lost:
+        course.lose(4)
+    assert course.server.unheld == {}
+    for raw in kept:
+        taken(course, 1, raw) if not is_lost else course.perform(SERVER, course.server.receive(1, raw))
+    refused = [UpdateRefused(1, Reason.TOO_FEW_HOLDERS)] if is_lost else []
+    assert course.refused == refused
+    assert course.server.buffered == (0 if is_lost else 1)
+
+
+def test_a_report_about_an_update_in_the_buffer_lets_a_list_be_made_at_once() -> None:
+    """Its dealer has begun its next one meanwhile."""
+    course = Course(5)  # U = 4, K = 4
+    kept = []
+
+    def meddle(sender: int, receiver: int, raw: bytes) -> list[bytes]:
+        message = from_client(raw) if receiver == SERVER else None
+        match message:
+            case m.ShareHeld(mask) if (sender, mask.client) in ((4, 1), (3, 2)) and mask.upload <= 5:
+                kept.append((sender, raw))
+                return []
+            case m.UpdateReady(number) if number > 5 or sender == 5:
+                return []
+            case _:
+                return [raw]
+
+    course.meddler = meddle
+    course.quiet()
+    assert course.server.buffered == 4
+    assert not course.server.can_freeze
+    sender, raw = kept[0]
+    assert course.server.receive(sender, raw) == [Ready(What.FREEZE)]

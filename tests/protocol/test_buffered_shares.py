@@ -9,9 +9,10 @@ import pytest
 
 from lightsecagg.errors import Reason
 from lightsecagg.protocol import messages as m
+from lightsecagg.protocol.model import model_streams
 from lightsecagg.protocol.terms import Floors, make_member
 from tests.protocol.buffered_scene import Dealt, Puppet, answered, dealt, endorsed, refuses
-from tests.protocol.scene import change
+from tests.protocol.scene import change, flat
 
 
 def cohort_without(puppet: Puppet, given: Dealt, *left_out: int) -> bytes:
@@ -282,3 +283,23 @@ def test_a_client_that_came_back_in_its_session_still_refuses_what_no_server_sen
     others = [puppet.deal(client) for client in (1, 2, 3)]
     flawed = puppet.updates(others, weights=[1, 1, 1])
     refuses(puppet, 5, m.ListAnnounced(flawed), Reason.BAD_LIST)
+
+
+def test_what_comes_to_a_client_that_has_just_left_does_not_trouble_it_when_it_is_back() -> None:
+    """The server had not heard of it yet: an offer, and the beginning of an upload of its own."""
+    puppet = Puppet()
+    given = puppet.deal(1, to=())
+    puppet.turns[2].leave(Reason.STALE_LIST)
+    assert puppet.tell(2, puppet.offer(given, 2)) == []
+    puppet.join(2, before=puppet.holders[2])
+    assert [puppet.tell(2, message) for message in given.shares[2]] == [[]] * len(given.shares[2])
+
+    start, model = puppet.start(0), puppet.model(0)
+    puppet.turns[3].leave(Reason.STALE_LIST)
+    assert puppet.tell(3, start) == []
+    number = puppet.turns[3].highest_round
+    assert number == start.round
+    puppet.join(3, before=puppet.holders[3])
+    assert puppet.turns[3].highest_round == number
+    for send in flat(model_streams(start.round, [3], model)):
+        assert puppet.turns[3].receive(send.message) == []

@@ -96,8 +96,8 @@ def choose(
     """
     usable = list(waiting)
     while len(usable) >= rules.size:
-        chosen = _with_common_holders(_distinct_first(usable), rules, present)
-        if chosen is None or len({upload.name.client for upload in chosen}) < rules.least_clients:
+        chosen = _held_alike(_distinct_first(usable), rules, present)
+        if chosen is None:
             return None
         crowds = _crowds(chosen, version, rules)
         lonely = [weight for weight, clients in crowds.items() if clients < rules.least_a_weight]
@@ -125,17 +125,27 @@ def _distinct_first(uploads: Sequence[Upload]) -> list[Upload]:
     return first + others
 
 
-def _with_common_holders(
-    uploads: Sequence[Upload], rules: Rules, present: frozenset[int]
-) -> list[Upload] | None:
-    """As many as a list takes, so that a quorum of those who are present holds all of them."""
+def _held_alike(uploads: Sequence[Upload], rules: Rules, present: frozenset[int]) -> list[Upload] | None:
+    """As many as a list takes, of enough clients, so that a quorum of those who are present holds all.
+
+    An update that goes with no other must not keep the others waiting: any of them may be a list's first.
+    """
+    for first in range(len(uploads) - rules.size + 1):
+        chosen = _with_common_holders(uploads[first:], rules, present)
+        if len(chosen) == rules.size and len({u.name.client for u in chosen}) >= rules.least_clients:
+            return chosen
+    return None
+
+
+def _with_common_holders(uploads: Sequence[Upload], rules: Rules, present: frozenset[int]) -> list[Upload]:
+    """The first update, and each further one as long as a quorum of those who are present holds all."""
     chosen: list[Upload] = []
     common = set(present)
     for upload in uploads:
         if len(chosen) < rules.size and (not rules.quorum or len(common & upload.holders) >= rules.quorum):
             chosen.append(upload)
             common &= upload.holders
-    return chosen if len(chosen) == rules.size else None
+    return chosen
 
 
 def listed(chosen: Sequence[Upload], version: int, rules: Rules) -> tuple[Listed, ...]:

@@ -79,7 +79,8 @@ class ClientUpload(MaskingClient[m.UploadStart, _Running]):
     def _accept(self, message: m.FromServer) -> list[Action]:
         if isinstance(message, MESSAGES):
             return self.holder.receive(message)
-        if isinstance(message, m.UploadStart) and self._is_of_before(message):
+        is_over = self._stage is ClientStage.OVER
+        if isinstance(message, m.UploadStart) and (is_over or self._is_of_before(message)):
             self.highest_round = max(self.highest_round, message.round)  # its model is late too
             self.late_messages += 1
             return []

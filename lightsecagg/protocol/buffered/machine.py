@@ -217,6 +217,8 @@ class BufferMachine(Attendance):
     def _take_update(self, number: int, message: m.MaskedUpdate | m.PlainUpdate) -> list[Action]:
         actions = self._take_part(number, message)
         if UploadCompleted(number) in actions:
+            if len(self._uploads[number].holders) < self.rules.quorum:  # one was lost while it came
+                return self._refuse(number, Reason.TOO_FEW_HOLDERS)
             upload = self._uploads.pop(number)
             self._buffer.append(upload)
             self._is_stirred = True
@@ -302,7 +304,7 @@ class BufferMachine(Attendance):
 
     def _may_add(self, number: int, *, is_patient: bool) -> bool:
         if number in self._uploads:
-            return is_patient or self._desk.state(number) is not UpdateState.TRAINING
+            return is_patient
         is_there = is_patient or number in self._free
         return is_there and self._is_willing(number) and self._has_room_for(number)
 

@@ -256,7 +256,8 @@ class BufferedServer(BufferMachine):
         was_held = self._is_held(upload)
         upload.holders.add(number)
         # In the buffer each holder counts: lists are of updates that the same clients hold.
-        self._is_stirred |= mask.client not in self._uploads or self._is_held(upload) is not was_held
+        is_buffered = self._uploads.get(mask.client) is not upload
+        self._is_stirred |= is_buffered or self._is_held(upload) is not was_held
         return []
 
     def _begin_list(self, chosen: Sequence[Upload], weights: Sequence[int]) -> list[Action]:
