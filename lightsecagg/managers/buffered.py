@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 
@@ -19,6 +19,13 @@ from lightsecagg.protocol.buffered.machine import BufferMachine
 from lightsecagg.protocol.buffered.results import ListResult
 from lightsecagg.protocol.transitions import BufferStage
 from lightsecagg.tracking import events
+
+_UNUSED = 3  # updates of one client in a row, after which people are told what to change
+_REMEDIES = {
+    Reason.STALE: "more versions behind than secure_aggregation_args.max_staleness; raise it, or buffer_size",
+    Reason.CROWDED_OUT: "no list had a place for them; raise secure_aggregation_args.buffer_size, or let "
+    "staleness be constant",
+}
 
 
 class BufferedRun(Runner[BufferMachine]):
@@ -53,6 +60,8 @@ class BufferedRun(Runner[BufferMachine]):
         self._came_in_at = float("inf")
         self._stalled_at = 0.0  # when the machine was told last that nothing comes in
         self._short_since = float("inf")
+        self._is_waiting = False  # for clients that are away
+        self._unused = Counter[int]()  # updates in a row, by client
         self._evaluations = Evaluations(context.model, context.tracker)
 
     @property
@@ -73,6 +82,7 @@ class BufferedRun(Runner[BufferMachine]):
                 while not self._context.is_complete:
                     await self._take(await self._next_events())
                     await self._carry_out(await self._call(self._expire))
+                    self._tell_if_it_waits()
             except asyncio.CancelledError:
                 await self._call(lambda: None)  # a model may be on its way to the disk
                 raise
@@ -181,7 +191,10 @@ class BufferedRun(Runner[BufferMachine]):
         self._short_since = min(self._short_since, now) if alive < needed else float("inf")
         if now >= self._short_since + self._key_timeout:
             losses = f" ({self.losses})" if self.losses else ""
-            raise RunStopped(f"{alive} clients are left; at least {needed} are needed{losses}")
+            raise RunStopped(
+                f"{alive} clients are left; at least {needed} are needed{losses}, and no other came within "
+                f"{self._key_timeout:g} s (secure_aggregation_args.key_timeout)"
+            )
         if self._machine.stage is not BufferStage.COLLECTING:
             self._came_in_at = now
         if now >= self._came_in_at + self._upload_timeout:
@@ -189,6 +202,20 @@ class BufferedRun(Runner[BufferMachine]):
                 f"no part of an update came in for {self._upload_timeout:g} s "
                 f"(secure_aggregation_args.upload_timeout); {self._machine.buffered} of "
                 f"{self._machine.buffer_size} updates are in the buffer"
+            )
+
+    def _tell_if_it_waits(self) -> None:
+        """Say at once who is away where nothing goes on without them; of others the next version tells."""
+        there = sum(client.status is Status.UP for client in self._holders.values())
+        needed = self._machine.needed
+        was_waiting, self._is_waiting = self._is_waiting, there < min(needed, len(self._holders))
+        if self._is_waiting and not was_waiting:
+            self._context.tell_who_is_away()
+            self._tracker.emit(
+                events.Notice(
+                    text=f"{there} clients are there, and {needed} are needed: waiting for the others",
+                    level="warning",
+                )
             )
 
     @property
@@ -231,6 +258,7 @@ class BufferedRun(Runner[BufferMachine]):
                 self._tracker.emit(
                     events.UpdateRefused(rank=number, reason=reason.value, round=self._round_number)
                 )
+                self._count_unused(number, reason)
             case Ready(What.FREEZE):
                 return await self._freeze()
             case Ready(What.DECODE):
@@ -240,6 +268,13 @@ class BufferedRun(Runner[BufferMachine]):
             case _:
                 pass
         return ()
+
+    def _count_unused(self, number: int, reason: Reason) -> None:
+        self._unused[number] += 1
+        if self._unused[number] >= _UNUSED and reason in _REMEDIES:
+            self._context.warn(
+                f"{_UNUSED} updates in a row of client {number} were not used: {_REMEDIES[reason]}"
+            )
 
     async def _freeze(self) -> Sequence[Action]:
         return await self._call(self._machine.freeze) if self._machine.can_freeze else ()
@@ -254,6 +289,8 @@ class BufferedRun(Runner[BufferMachine]):
             reason = error.reason
             return await self._call(lambda: self._machine.abort(reason))
         self._enter("")
+        for entry in result.entries:
+            self._unused.pop(entry.client, None)
         context.complete(
             events.RoundCompleted(
                 round=self._round_number,

@@ -65,7 +65,7 @@ class RunFolder:
         if self._round.exists():
             raise ConfigError(
                 f"run {self.run_id!r} exists in {self.path}; "
-                "choose another RUN_ID, or move or delete that folder"
+                "choose another RUN_ID, or move that folder with the model in it; and start the clients again"
             )
 
     def claim(self) -> None:

@@ -186,6 +186,7 @@ class Client:
         try:
             await transport.connect()
             run = await self._join(transport)
+            self._context.enter(run)
             await Participation(self._context, transport, run).run()
         except RemoteProtocolError as error:
             raise RunStopped(f"the server broke the protocol: {error}") from None

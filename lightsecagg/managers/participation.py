@@ -83,6 +83,7 @@ class Context:
     streams: Executor
     training: Executor
     spans: Spans = no_spans
+    run: Run | None = None
     sequence: int = 0
     highest_round: int = 0
     completed: int = 0
@@ -90,6 +91,20 @@ class Context:
     told: set[str] = field(default_factory=set)
     unsent: tuple[Source, Any] | None = field(default=None, repr=False)
     """An update that never left, with what it was trained on."""
+
+    def enter(self, run: Run) -> None:
+        """Take part in ``run`` from now on.
+
+        Raises:
+            RunStopped: this process took part in another. There numbers begin again, and with them the same
+                batches on the same model: two sums of one update would tell what it is.
+        """
+        if self.highest_round and self.run != run:
+            raise RunStopped(
+                "the server was started anew and serves another run than the one that this client took part "
+                "in; start the client again to take part in it"
+            )
+        self.run = run
 
     def train(self, round_number: int, model: bytes, stop: threading.Event) -> Trained:
         """Train on this round's silo and make the update; runs in the training thread.
@@ -239,8 +254,7 @@ class Participation:
                 case Ready(What.TRAINING):
                     self._spawn(self._train(round_))
                 case RoundOver(outcome):
-                    self._context.completed += outcome == "done"
-                    self._say(f"{self._named(round_)}  {outcome}")
+                    self._over(round_, outcome)
                     self._spawn(self._renew(round_))
                 case Left(reason, detail):
                     because = f" ({detail})" if detail else ""
@@ -250,6 +264,20 @@ class Participation:
                     self._spawn(self._renew(self._round))
                 case _:
                     pass
+
+    def _over(self, round_: _Round, outcome: str) -> None:
+        is_done = outcome == "done"
+        self._context.completed += is_done
+        if self._context.settings.asynchronous and is_done:
+            outcome = "delivered"  # whether a list will name it is still open
+        self._say(f"{self._named(round_)}  {outcome}")
+        if outcome == Reason.STALE.value:
+            self._say_once(
+                "stale",
+                "training took so long that the server has made more versions than "
+                "secure_aggregation_args.max_staleness allows; where that happens often, raise it or "
+                "secure_aggregation_args.buffer_size on all machines",
+            )
 
     async def _share(self, round_: _Round) -> None:
         machine = round_.machine
@@ -286,7 +314,7 @@ class Participation:
         except TrainingStopped:
             return
         except NotFiniteError as error:
-            self._say(f"this round's update cannot be sent: {error}", "warning")
+            self._say(f"the update of {self._named(round_)} cannot be sent: {error}", "warning")
             await self._withdraw(round_, Reason.NOT_FINITE)
             return
         except Exception as error:  # a user's own code may raise anything; the round goes on without us

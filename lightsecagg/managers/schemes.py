@@ -62,7 +62,10 @@ def plan_buffering(settings: Settings, parameters: Parameters) -> Buffering:
     """
     given = settings.secure_aggregation_args
     least = _least_clients(settings, parameters)
-    size = given.buffer_size or max(least, min(_USUAL_BUFFER, parameters.num_clients // 2))
+    _check_there_are(least, settings, parameters)
+    # Planned alike with and without masks: one is run to compare the other with.
+    usual = max(parameters.privacy_threshold + 2, min(_USUAL_BUFFER, parameters.num_clients // 2))
+    size = given.buffer_size or max(least, usual)
     if not least <= size <= MAX_LISTED:
         raise ConfigError(
             f"secure_aggregation_args.buffer_size: wanted {least} (min_buffer_clients) to {MAX_LISTED}, "
@@ -75,6 +78,25 @@ def plan_buffering(settings: Settings, parameters: Parameters) -> Buffering:
     return Buffering(
         parameters.num_clients, parameters.target_survivors, parameters.privacy_threshold, size, table
     )
+
+
+def _check_there_are(least: int, settings: Settings, parameters: Parameters) -> None:
+    """Whether there can be a list of so many clients, from the beginning on.
+
+    Raises:
+        ConfigError: too few take part.
+    """
+    if least > parameters.num_clients:
+        raise ConfigError(
+            f"device_args.worker_num: wanted at least {least}, the clients in a list "
+            f"(secure_aggregation_args.min_buffer_clients; T + 2 or more), found {parameters.num_clients}"
+        )
+    needed = max(least, settings.min_clients, parameters.target_survivors if settings.secure else 1)
+    if settings.min_joined < needed:
+        raise ConfigError(
+            f"secure_aggregation_args.min_joined: wanted at least {needed}, without whom no list is made, "
+            f"found {settings.min_joined}"
+        )
 
 
 def _least_clients(settings: Settings, parameters: Parameters) -> int:

@@ -120,6 +120,11 @@ class Server:
                 self._announce()
                 if self._folder.keeps_model or not self._folder.model.exists():
                     self._context.model.save()
+                else:
+                    self._context.warn(
+                        f"{self._folder.model} exists: this run does not start from it, and replaces it as "
+                        "soon as it has a model of its own (model_args.global_model_file_path)"
+                    )
                 await self._serve()
             finally:
                 await self._hub.close()

@@ -1,4 +1,4 @@
-"""What a FedML file asks for and this version does not serve: one line for each, by name."""
+"""What a file asks for, FedML's or ours, and is not served: one line for each, by name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightsecagg.settings.schema import Settings
 
+_ASYNCHRONOUS = (
+    "buffer_size",
+    "staleness",
+    "staleness_values",
+    "max_staleness",
+    "strict_weights",
+    "min_buffer_clients",
+)
+"""Keys of ``secure_aggregation_args`` that say how an asynchronous run goes."""
+
 
 def notices(settings: Settings) -> list[str]:
     """The lines to show once, in the order of the sections; empty where everything asked for is served."""
-    return [*_run(settings), *_protection(settings), *_carrier(settings)]
+    return [*_run(settings), *_protection(settings), *_mode(settings), *_carrier(settings)]
 
 
 def _run(settings: Settings) -> list[str]:
@@ -43,6 +53,17 @@ def _protection(settings: Settings) -> list[str]:
             "clients, so only the inequality is checked"
         ]
     return []
+
+
+def _mode(settings: Settings) -> list[str]:
+    secure = settings.secure_aggregation_args
+    if settings.asynchronous:
+        return []
+    return [
+        f"secure_aggregation_args.{key}: has no effect without mode: async"
+        for key in _ASYNCHRONOUS
+        if getattr(secure, key) != type(secure).model_fields[key].default
+    ]
 
 
 def _carrier(settings: Settings) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from lightsecagg.tracking.events import (
+    ClientJoined,
     ClientLost,
     Evaluated,
     Event,
@@ -29,6 +30,7 @@ class Summary(Tracker):
         started, finished: how the run began and ended; None until then.
         completed, aborted: the rounds or lists, in order.
         losses: clients lost, in order; one may be lost in several rounds.
+        joined: who took part, if only for a while.
         refusals: how often an update was refused, by reason.
         accuracy: of the global model after a round or version, where it was evaluated.
     """
@@ -39,6 +41,7 @@ class Summary(Tracker):
         self.completed: list[RoundCompleted] = []
         self.aborted: list[RoundAborted] = []
         self.losses: list[ClientLost] = []
+        self.joined: set[int] = set()
         self.refusals: Counter[str] = Counter()
         self.accuracy: dict[int, float] = {}
 
@@ -52,6 +55,8 @@ class Summary(Tracker):
                 self.completed.append(event)
             case RoundAborted():
                 self.aborted.append(event)
+            case ClientJoined():
+                self.joined.add(event.rank)
             case ClientLost():
                 self.losses.append(event)
             case UpdateRefused():
@@ -108,7 +113,8 @@ class Summary(Tracker):
         unit = unit_of(self.started)
         reasons = ", ".join(f"{unit} {event.round} {event.reason}" for event in self.aborted[:_MOST_LOSSES])
         failures = "aborted" if unit == "round" else "list failed" if aborted == 1 else "lists failed"
-        text = f"{completed} completed" + (f", {aborted} {failures}" if aborted else "")
+        text = f"{completed} {'delivered' if unit == 'upload' else 'completed'}"
+        text += f", {aborted} {failures}" if aborted else ""
         rows = [(f"{unit}s", f"{text} ({reasons})" if reasons else text)]
         if self.final_accuracy is not None:
             rows.append(("accuracy", percent(self.final_accuracy)))
@@ -139,7 +145,9 @@ class Summary(Tracker):
             used = Counter(rank for event in self.completed for rank in event.survivors)
             fewest, most = min(used.values()), max(used.values())
             each = f"{fewest} to {most}" if fewest < most else f"{most}"
-            rows.append(("updates used", f"{used.total()} of clients {ranks(used)}, {each} of each"))
+            never = self.joined - used.keys()
+            others = f", none of clients {ranks(never)}" if never else ""
+            rows.append(("updates used", f"{used.total()} of clients {ranks(used)}, {each} of each{others}"))
             ages = [age for event in self.completed for age in event.staleness or ()]
             rows.append(("staleness", f"{fmean(ages):.1f} on average, {max(ages)} at most"))
         if self.completed or self.refusals:

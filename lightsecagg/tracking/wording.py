@@ -135,6 +135,8 @@ def _step(
             text = f"started with clients {ranks(event.cohort)} ({_numbers(event)})"
         case PhaseStarted():
             text = event.phase
+        case UploadDone() if event.done > event.of:  # some wait for a later list
+            text = f"{event.done} updates are in the buffer (client {event.rank})"
         case UploadDone():
             where = "in the buffer" if unit == "version" else "in"
             text = f"update {event.done} of {event.of} is {where} (client {event.rank})"

@@ -176,7 +176,7 @@ def test_late_update_weighs_less_and_one_that_is_too_late_is_refused_and_its_cli
         server.expect("version 3  done")
         versions(4, 5, 6)
         slow.expect("  stale")
-        slow.expect("training")  # now the gate's next pass is for the new one
+        slow.expect("  training")  # now the gate's next pass is for the new one
         usual.let(2)
         fourth.let(1)
         assert server.exit_code() == 0, server.output()
@@ -212,6 +212,46 @@ def test_frozen_client_is_left_behind_and_comes_back_until_ctrl_c_ends_the_run_f
         assert ("joining anew" in frozen.output()) == (reason == "link_lost")
         assert run.events("RunFinished")[0]["reason"] == "stopped_by_user"
         assert_model_is_what_the_lists_say(run)
+
+
+def test_server_says_whom_it_waits_for_where_nothing_goes_on_without_them(tmp_path: Path) -> None:
+    with asynchronous(
+        tmp_path, 4, 3, secure_aggregation_args=ONE_OF_FOUR, comm_args={"reconnect_window": 30.0}
+    ) as run:
+        server = run.server()
+        frozen = [run.client(rank, halt="1:send ShareHeld") for rank in (2, 3)]
+        others = [run.client(rank) for rank in (1, 4)]
+        for client in frozen:
+            client.halted()
+        server.expect("2 clients are there, and 3 are needed: waiting for the others")
+        for client in frozen:
+            client.signal(signal.SIGCONT)
+        assert server.exit_code() == 0, server.output()
+        assert [client.exit_code() for client in [*frozen, *others]] == [0] * 4
+        lost = {(event["rank"], event["reason"]) for event in run.events("ClientLost")}
+        assert lost == {(2, "away"), (3, "away")}
+        assert_model_is_what_the_lists_say(run)
+
+
+def test_client_takes_no_part_in_the_run_of_a_server_that_was_started_anew(tmp_path: Path) -> None:
+    """There it would send updates of the same batches on the same model again."""
+    comm_args = {"reconnect_window": 30.0}
+    with asynchronous(tmp_path, 4, ENOUGH, secure_aggregation_args=ONE_OF_FOUR, comm_args=comm_args) as run:
+        server = run.server()
+        clients = [run.client(rank) for rank in (1, 2, 3, 4)]
+        server.expect("version 3  done")
+        server.kill()
+        refused = run.server()
+        assert refused.exit_code() == 2
+        assert "move that folder with the model in it; and start the clients again" in refused.output()
+        (tmp_path / "runs").rename(tmp_path / "former")
+        anew = run.server()
+        assert [client.exit_code() for client in clients] == [4] * 4
+        assert all("start the client again" in client.output() for client in clients)
+        clients = [run.client(rank) for rank in (1, 2, 3, 4)]
+        anew.expect("version 1  done")
+        anew.signal(signal.SIGINT)
+        assert anew.exit_code() == 130, anew.output()
 
 
 def test_ctrl_c_at_a_client_takes_it_out_and_the_versions_go_on(tmp_path: Path) -> None:

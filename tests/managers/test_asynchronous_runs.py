@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightsecagg.errors import RunStopped
+from lightsecagg.errors import ConfigError, RunStopped
 from lightsecagg.identity import Identity
+from lightsecagg.managers.scheme import plan
+from lightsecagg.managers.schemes import plan_buffering
 from lightsecagg.managers.server import Server
 from lightsecagg.managers.workload import Workload
 from lightsecagg.protocol.actions import Action
@@ -29,6 +31,8 @@ from lightsecagg.training.state import read
 from tests.e2e.e2e_plugins import DIMENSION, KnownTrainer, known_delta
 from tests.managers import blocking
 from tests.managers.test_runs import PATIENCE, Recorder, Stage, make_settings, play, with_trainer
+
+ONE_OF_SIX = {"targeted_number_active_clients": 4, "privacy_guarantee": 1, "min_buffer_clients": 5}
 
 ENOUGH = 100_000
 """Versions that no test waits for."""
@@ -163,6 +167,43 @@ async def test_run_begins_as_soon_as_enough_are_there_and_not_before(tmp_path: P
     assert run.watcher.of(events.RoundStarted)[0].cohort == (1, 2, 3, 4, 5)
 
 
+@pytest.mark.parametrize(
+    ("workers", "secure", "wanted"),
+    [
+        (3, {"privacy_guarantee": 2}, r"device_args.worker_num: wanted at least 4, the clients in a list"),
+        (6, {"min_joined": 4}, r"min_joined: wanted at least 5, without whom no list is made, found 4"),
+        (6, ONE_OF_SIX | {"min_joined": 4}, r"min_joined: wanted at least 5, .* found 4"),
+    ],
+)
+def test_numbers_that_can_never_make_a_list_are_refused_at_the_start(
+    tmp_path: Path, workers: int, secure: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(ConfigError, match=wanted):
+        Stage(tmp_path, make_async(workers, 2, **secure)).server()
+    Stage(tmp_path, make_async(6, 2, **ONE_OF_SIX, min_joined=5)).server()
+
+
+@pytest.mark.parametrize("workers", [3, 4, 5, 9, 40])
+def test_buffer_is_planned_alike_with_and_without_masks(workers: int) -> None:
+    secure, plain = (make_async(workers, 2, plain=plain) for plain in (False, True))
+    sizes = {plan_buffering(each, plan(each, workers)).buffer_size for each in (secure, plain)}
+    assert len(sizes) == 1
+
+
+async def test_server_says_at_the_start_what_weights_reveal(tmp_path: Path) -> None:
+    found = {}
+    for name, changes in {
+        "weighted": {"staleness": "polynomial(1)"},
+        "alike": {},
+        "in company": {"staleness": "polynomial(1)", "strict_weights": True},
+    }.items():
+        stage = Stage(tmp_path / name, make_async(3, 1, **changes))
+        assert await play(stage.server(), [stage.client(rank) for rank in (1, 2, 3)]) == [None] * 4
+        found[name] = [event.text for event in stage.recorder.of(events.Notice)]
+    assert any("the server learns its update" in text for text in found["weighted"])
+    assert not any("the server learns its update" in text for text in found["alike"] + found["in company"])
+
+
 async def test_run_ends_with_a_reason_when_too_few_are_left_for_too_long(tmp_path: Path) -> None:
     run = Play(tmp_path, make_async(5, ENOUGH, key_timeout=0.5))
     async with asyncio.timeout(PATIENCE):
@@ -172,6 +213,9 @@ async def test_run_ends_with_a_reason_when_too_few_are_left_for_too_long(tmp_pat
         results = await run.end()
     assert isinstance(results[0], RunStopped)
     assert "3 clients are left; at least 4 are needed (client 1" in str(results[0])
+    assert "within 0.5 s (secure_aggregation_args.key_timeout)" in str(results[0])
+    told = [event.text for event in run.watcher.of(events.Notice)]
+    assert told.count("3 clients are there, and 4 are needed: waiting for the others") == 1
     assert all("ended the run early" in str(result) for result in results[1:])
     assert Counter(event.rank for event in run.watcher.of(events.ClientLost)) == {1: 1, 2: 1}
 

@@ -173,7 +173,7 @@ async def test_client_whose_update_is_too_late_is_told_and_takes_the_new_version
         run.clients[1] = asyncio.create_task(slow.run())
         run.come(2, 3, 4)
         await run.watcher.until(
-            lambda: any(event.rank == 1 for event in run.watcher.of(events.UpdateRefused))
+            lambda: sum(event.rank == 1 for event in run.watcher.of(events.UpdateRefused)) >= 4
         )
         assert 1 not in run.used()
         GatedHere.passes.release(1000)
@@ -181,7 +181,11 @@ async def test_client_whose_update_is_too_late_is_told_and_takes_the_new_version
         run.serving.cancel()
         await run.end()
     assert {event.reason for event in run.watcher.of(events.UpdateRefused)} == {"stale"}
-    assert any(text.endswith("stale") for text in said_by(slow))
+    said = said_by(slow)
+    assert sum(text.endswith("stale") for text in said) >= 4
+    assert sum("max_staleness" in text for text in said) == 1
+    told = [event.text for event in run.watcher.of(events.Notice)]
+    assert sum("3 updates in a row of client 1 were not used: more versions" in text for text in told) == 1
     assert all(set(event.staleness) == {0} for event in run.watcher.of(events.RoundCompleted))
 
 

@@ -374,8 +374,11 @@ async def test_model_file_of_earlier_runs_stands_until_a_round_is_done(tmp_path:
     own.folder.model.write_bytes(b"of a run that never began")
     await play(own.server(), [])
     assert own.folder.model.read_bytes() != b"of a run that never began"
-    await play(Stage(tmp_path, settings.model_copy(update={"model_args": model_args}), "r2").server(), [])
+    again = Stage(tmp_path, settings.model_copy(update={"model_args": model_args}), "r2")
+    await play(again.server(), [])
     assert named.read_bytes() == b"an earlier run's"
+    told = [event.text for event in again.recorder.of(events.Notice)]
+    assert any(f"{named} exists: this run does not start from it" in text for text in told)
 
 
 async def test_round_number_is_known_as_soon_as_the_round_has_begun(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def refusal(override: str) -> str:
     ],
 )
 def test_staleness_is_written_in_one_way_that_means_the_same(write: Write, text: str, written: str) -> None:
-    settings, notices = load(write(f'secure_aggregation_args:\n  staleness: "{text}"\n'))
+    settings, notices = load(write(f'secure_aggregation_args:\n  mode: async\n  staleness: "{text}"\n'))
     assert settings.secure_aggregation_args.staleness == written
     assert parse_staleness(written) == parse_staleness(text)
     assert notices == []
@@ -139,3 +139,12 @@ def test_commented_keys_of_the_shipped_file_work_when_they_are_uncommented(write
         10,
         True,
     )
+
+
+def test_what_says_how_an_asynchronous_run_goes_is_named_where_it_has_no_effect(write: Write) -> None:
+    text = "secure_aggregation_args:\n  strict_weights: true\n  buffer_size: 4\n  staleness: constant\n"
+    assert load(write(text))[1] == [
+        "secure_aggregation_args.buffer_size: has no effect without mode: async",
+        "secure_aggregation_args.strict_weights: has no effect without mode: async",
+    ]
+    assert load(write(text + "  mode: async\n"))[1] == []

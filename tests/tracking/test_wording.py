@@ -14,6 +14,7 @@ from lightsecagg.tracking.events import (
     RoundCompleted,
     RunStarted,
     UpdateRefused,
+    UploadDone,
 )
 from lightsecagg.tracking.summary import Summary
 
@@ -124,6 +125,14 @@ def test_numbers_count_versions_where_the_run_has_a_buffer_and_rounds_elsewhere(
     assert wording.line(phase, "version") == "version 2  endorsing"
 
 
+def test_update_beyond_a_full_list_waits_for_a_later_one() -> None:
+    lines = [wording.line(UploadDone(round=2, rank=1, done=done, of=3), "version") for done in (3, 4)]
+    assert lines == [
+        "version 2  update 3 of 3 is in the buffer (client 1)",
+        "version 2  4 updates are in the buffer (client 1)",
+    ]
+
+
 def test_summary_of_an_asynchronous_run_counts_updates_and_their_ages(buffered_run: list[Event]) -> None:
     summary = Summary()
     for event in buffered_run:
@@ -134,7 +143,7 @@ def test_summary_of_an_asynchronous_run_counts_updates_and_their_ages(buffered_r
         ("accuracy", "91.4 %"),
         ("bytes per client and version", "2.0 kB"),
         ("time per phase and version", "collecting 1.0 s, recovering 0.5 s"),
-        ("updates used", "6 of clients 1 2 3 4, 1 to 3 of each"),
+        ("updates used", "6 of clients 1 2 3 4, 1 to 3 of each, none of clients 5"),
         ("staleness", "0.3 on average, 1 at most"),
         ("updates refused", "1 stale"),
         ("lost", "version 1, client 4 (link_lost) while collecting"),
@@ -160,6 +169,6 @@ def test_summary_of_an_asynchronous_client_knows_of_its_own_refusals_only(buffer
     assert isinstance(started, RunStarted)
     summary = Summary()
     summary.emit(replace(started, role="client", model_path="", log_path=""))
-    assert summary.rows() == [("uploads", "0 completed")]
+    assert summary.rows() == [("uploads", "0 delivered")]
     summary.emit(UpdateRefused(rank=3, reason="stale", round=8))
-    assert summary.rows() == [("uploads", "0 completed"), ("updates refused", "1 stale")]
+    assert summary.rows() == [("uploads", "0 delivered"), ("updates refused", "1 stale")]
