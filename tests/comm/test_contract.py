@@ -549,9 +549,15 @@ async def test_garbage_from_a_stranger_disturbs_nobody(fair_network: Network) ->
 async def test_garbage_within_a_session_is_counted(fair_network: Network) -> None:
     hub, client, peer = await fair_network.pair()
     assert client.carrier is not None
-    token = client.transport._link.session
-    for frame in (b"?", b"garbage", encode(Kind.DATA, bytes(16)), encode(Kind.OPEN, token, acknowledged=99)):
-        await client.carrier.write(frame)
+    write, token = client.carrier.write, client.transport._link.session
+    garbage = [b"?", b"garbage", encode(Kind.DATA, bytes(16)), encode(Kind.OPEN, token, acknowledged=99)]
+
+    async def write_garbage_first(frame: bytes) -> None:
+        while garbage:
+            await write(garbage.pop(0))
+        await write(frame)
+
+    client.carrier.write = write_garbage_first  # a carrier has one writer
     await client.transport.send(b"undisturbed")
     assert await fair_network.soon(hub.receive()) == Payload(peer, b"undisturbed")
     assert hub.stats(peer).malformed == 4
