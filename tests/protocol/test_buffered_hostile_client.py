@@ -467,3 +467,31 @@ def test_a_report_about_an_update_in_the_buffer_lets_a_list_be_made_at_once() ->
     assert not course.server.can_freeze
     sender, raw = kept[0]
     assert course.server.receive(sender, raw) == [Ready(What.FREEZE)]
+
+
+# When a client begins its next upload.
+
+
+def test_those_whose_updates_are_being_listed_wait_for_the_version_that_is_made_of_them() -> None:
+    course = Course(4, 3, 1, size=3)
+    course.until(BufferStage.ENDORSING)
+    (announced,) = {message.list for message in course.sent(SERVER, m.ListAnnounced)}
+    listed = [entry.client for entry in announced.entries]
+    course.quiet()  # all but decoding the list
+    assert [course.turns[number].round_number for number in listed] == [None] * 3
+    course.until(lambda: len(course.results) == 1)
+    course.until(lambda: all(course.turns[number].round_number for number in listed))
+    assert {begun(course, number).version for number in listed} == {1}
+
+
+def test_a_client_that_left_on_a_version_is_not_asked_again_before_the_next() -> None:
+    course = Course(CAPACITY)
+    course.until(lambda: course.turns[2].round_number is not None)
+    course.perform(2, course.turns[2].leave(Reason.TRAINING_FAILED))
+    course.until(lambda: 2 in course.dropped)
+    course.join(2, before=course.holders[2])
+    course.quiet()
+    assert course.turns[2].round_number is None
+    course.run(1)
+    course.quiet()
+    assert begun(course, 2).version == 1
