@@ -72,7 +72,8 @@ class LinkTransport(Transport):
         self._keeper = asyncio.create_task(self._keep_connected(self._driver))
         self._keeper.add_done_callback(self._on_keeper_done)
         try:
-            await asyncio.wait_for(self._opened.wait(), self._settings.connect_timeout)
+            async with asyncio.timeout(self._settings.connect_timeout):
+                await self._opened.wait()
         except TimeoutError:
             raise CommError(
                 f"no server at {self._where} after {self._settings.connect_timeout:g} s (last attempt: "
@@ -192,4 +193,5 @@ class LinkTransport(Transport):
         """Full jitter: many clients that lost one server do not come back in step."""
         longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures, 10))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(driver.over.wait(), self._rng.uniform(0, longest))
+            async with asyncio.timeout(self._rng.uniform(0, longest)):
+                await driver.over.wait()

@@ -233,12 +233,14 @@ class Driver:
         longest = self._settings.close_timeout if patience is None else patience
         with contextlib.suppress(TimeoutError):
             wait = longest if self._carrier is not None else min(longest, _LINGER)
-            await asyncio.wait_for(self._drained.wait(), wait)
+            async with asyncio.timeout(wait):
+                await self._drained.wait()
         if self.link.is_open:
             self.link.say_bye(reason, self._loop.time())
             self._advance([])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.over.wait(), min(longest, _LINGER))
+                async with asyncio.timeout(min(longest, _LINGER)):
+                    await self.over.wait()
         self.release()
 
     def stop(self) -> None:

@@ -82,7 +82,8 @@ class _ClientLane(Lane):
         await self.connection.subscribe(self._presence, with_retained=True)
         await self.connection.subscribe(self._down)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._server_is_there.wait(), _PATIENCE)
+            async with asyncio.timeout(_PATIENCE):
+                await self._server_is_there.wait()
         # The end of a lane that has not begun: it means nothing, but the broker has to judge it.
         reason = await self.connection.publish(self._up, b"")
         if reason.is_failure:
@@ -260,7 +261,8 @@ class MqttHub(LinkHub):
         if reason.is_failure or reason.value == NO_SUBSCRIBERS:
             return
         try:
-            await asyncio.wait_for(self._is_answered.wait(), _PATIENCE)
+            async with asyncio.timeout(_PATIENCE):
+                await self._is_answered.wait()
         except TimeoutError:
             return
         raise CommError(
@@ -275,7 +277,8 @@ class MqttHub(LinkHub):
         if (await connection.publish(up, b"")).is_failure:
             return  # we may not play the client, so we cannot know
         try:
-            await asyncio.wait_for(self._hears_itself.wait(), _LONG_PATIENCE)
+            async with asyncio.timeout(_LONG_PATIENCE):
+                await self._hears_itself.wait()
         except TimeoutError:
             raise connection.denial("read", up, "it is not delivered") from None
 

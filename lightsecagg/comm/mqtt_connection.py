@@ -340,7 +340,8 @@ class Connection:
     @staticmethod
     async def _wait_for(event: asyncio.Event) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), _CLOSE_TIMEOUT)
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await event.wait()
 
     def _drop(self) -> None:
         sock: Any = self._client.socket()

@@ -156,7 +156,12 @@ async def main(scenario: str) -> None:
     await hub.close()
 
 
+async def bounded(scenario: str) -> None:
+    async with asyncio.timeout(60):
+        await main(scenario)
+
+
 if __name__ == "__main__":
     mpi_world._FAREWELL_TIMEOUT = 2.0
-    asyncio.run(asyncio.wait_for(main(sys.argv[1]), 60))
+    asyncio.run(bounded(sys.argv[1]))
     world().leave(int(sys.argv[2]) if not world().rank else 0)
