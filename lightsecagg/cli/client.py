@@ -20,7 +20,7 @@ from lightsecagg.cli.common import (
 from lightsecagg.errors import ConfigError
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
-from lightsecagg.managers.participation import Observer
+from lightsecagg.managers.client_context import Observer
 
 
 @click.command()

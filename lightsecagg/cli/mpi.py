@@ -27,7 +27,8 @@ from lightsecagg.cli.common import (
 from lightsecagg.errors import CommError, ConfigError, LightSecAggError, Reason
 from lightsecagg.managers.checkpoint import RunFolder
 from lightsecagg.managers.client import Client
-from lightsecagg.managers.participation import Observer, RefusedError
+from lightsecagg.managers.client_context import Observer
+from lightsecagg.managers.participation import RefusedError
 from lightsecagg.managers.server import Server
 from lightsecagg.settings import Settings
 from lightsecagg.tracking.events import Broadcast, ClientJoined, Event, Notice, Tracker

@@ -16,7 +16,8 @@ from lightsecagg.errors import CommError, Reason, RemoteProtocolError, RunStoppe
 from lightsecagg.identity import Identity
 from lightsecagg.managers.carrier import GIVEN, carrier_settings, link_settings, server_address
 from lightsecagg.managers.checkpoint import RunFolder
-from lightsecagg.managers.participation import Context, ForgottenError, Observer, Participation, RefusedError
+from lightsecagg.managers.client_context import Context, Observer
+from lightsecagg.managers.participation import ForgottenError, Participation, RefusedError
 from lightsecagg.managers.scheme import entries_of, plan
 from lightsecagg.managers.schemes import make_scheme, plan_buffering
 from lightsecagg.managers.workload import Workload
